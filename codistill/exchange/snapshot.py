@@ -1,0 +1,85 @@
+"""What a replica publishes: named arrays, and a header that says whose they are, how old, and how to check them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
+
+@dataclass(frozen=True, order=True)
+class SnapshotId:
+    """Which snapshot of a replica; ordered by age, so the newest of one replica is the largest.
+
+    A restarted replica may go back to a lower version: the fence and the incarnation come first, and versions are only
+    compared within one incarnation.
+    """
+
+    replica: int
+    fence: int
+    incarnation: int
+    version: int
+    """Updates the weights had seen: version v is the state after v completed steps."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything about a snapshot but its arrays; small enough to send anywhere."""
+
+    id: SnapshotId
+    schema: str
+    """Digest of names, dtypes and shapes: readers refuse what their own model could not hold."""
+    digest: str
+    """Digest of the bytes (XXH3, 128 bits: guards against accidents, not against an adversary)."""
+    num_bytes: int
+    norm: float
+    """Euclidean norm of all floating-point entries; not finite when any of them is not."""
+    created_at: float
+    """Seconds since the epoch, for people; nothing is decided by it."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Header:
+        return Header(**{**value, "id": SnapshotId(**value["id"])})
+
+
+def schema_of(arrays: Arrays) -> str:
+    """Digest of names, dtypes and shapes, in the order of the names."""
+    text = "\n".join(f"{name} {a.dtype.str} {a.shape}" for name, a in sorted(arrays.items()))
+    return xxhash.xxh3_128_hexdigest(text.encode())
+
+
+def digest_of(arrays: Arrays) -> str:
+    """Digest of all bytes, in the order of the names. Reads every byte once, copies none."""
+    digest = xxhash.xxh3_128()
+    for _, array in sorted(arrays.items()):
+        digest.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+    return digest.hexdigest()
+
+
+def norm_of(arrays: Arrays) -> float:
+    """Euclidean norm of all floating-point entries; NaN or infinite when any of them is."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = [float(np.dot(flat, flat)) for a in arrays.values() if (flat := a.reshape(-1)).dtype.kind == "f"]
+    return float(np.sqrt(np.sum(squares)))
+
+
+def header_of(snapshot: SnapshotId, arrays: Arrays, created_at: float) -> Header:
+    """Measure `arrays` (two passes over the bytes) and describe them."""
+    return Header(
+        id=snapshot,
+        schema=schema_of(arrays),
+        digest=digest_of(arrays),
+        num_bytes=sum(a.nbytes for a in arrays.values()),
+        norm=norm_of(arrays),
+        created_at=created_at,
+    )

@@ -1,0 +1,249 @@
+"""How snapshots get from one replica to another: the protocol, and the two transports that need no Ray.
+
+A transport carries and remembers; it decides nothing. Publishing has two halves, because only the first may take the
+training thread's time: `stage` copies the arrays, after which the model may train on; `announce` shows the copy to
+the peers once a helper thread has checked it.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from codistill.exchange.snapshot import Array, Arrays, Header
+from codistill.run_dir import RunDir, read_json, write_json
+from codistill.spec import replica_name
+
+
+class SnapshotUnavailable(RuntimeError):
+    """A snapshot cannot be had: its owner died, it was dropped, or the answer took too long.
+
+    Never an error of training: it means "no new teacher". The message says which snapshot and why.
+    """
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A copy that its publisher's model can no longer change and that no peer can see yet."""
+
+    arrays: Arrays
+    """Read-only views of the copy."""
+    handle: Any
+    """What the transport needs to announce it."""
+
+
+@dataclass(frozen=True)
+class PeerReport:
+    """What one replica is known to have done."""
+
+    step: int | None
+    """Updates it had completed when it last said so; None when it never did."""
+    announced: tuple[Header, ...]
+    """The snapshots of it that may still be had, in no order."""
+
+
+class Transport(Protocol):
+    """One replica's end of the exchange. `stage` is called by the training thread, all else by one helper thread
+    (in lockstep and in memory, all by one thread)."""
+
+    def stage(self, arrays: Arrays) -> Staged:
+        """Copy `arrays`. They may change as soon as this returns."""
+        ...
+
+    def announce(self, staged: Staged, header: Header) -> None:
+        """Let peers see a staged snapshot, and drop this replica's own that are older than the last `keep`."""
+        ...
+
+    def poll(self, step: int) -> Mapping[int, PeerReport]:
+        """Say that this replica has completed `step` updates; hear what is known of all replicas, by index."""
+        ...
+
+    def fetch(self, header: Header) -> Arrays:
+        """The arrays of an announced snapshot, read-only, without a copy where the place allows it.
+
+        Raises `SnapshotUnavailable`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; announced snapshots stay for the peers where the place allows it."""
+        ...
+
+
+# ---------------------------------------------------------------- memory
+
+
+@dataclass
+class Hub:
+    """What the replicas of one process share."""
+
+    steps: dict[int, int] = field(default_factory=dict[int, int])
+    snapshots: dict[int, list[tuple[Header, Arrays]]] = field(default_factory=dict[int, list[tuple[Header, Arrays]]])
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class MemoryTransport:
+    """Between replicas of one process."""
+
+    def __init__(self, hub: Hub, replica: int, *, keep: int) -> None:
+        self._hub, self._replica, self._keep = hub, replica, keep
+
+    def stage(self, arrays: Arrays) -> Staged:
+        copies: dict[str, Array] = {}
+        for name, array in arrays.items():
+            copies[name] = array.copy()
+            copies[name].flags.writeable = False
+        return Staged(copies, None)
+
+    def announce(self, staged: Staged, header: Header) -> None:
+        with self._hub.lock:
+            mine = self._hub.snapshots.setdefault(self._replica, [])
+            mine.append((header, staged.arrays))
+            mine.sort(key=lambda entry: entry[0].id)
+            del mine[: -self._keep]
+
+    def poll(self, step: int) -> Mapping[int, PeerReport]:
+        with self._hub.lock:
+            self._hub.steps[self._replica] = step
+            return {
+                replica: PeerReport(known, tuple(h for h, _ in self._hub.snapshots.get(replica, [])))
+                for replica, known in self._hub.steps.items()
+            }
+
+    def fetch(self, header: Header) -> Arrays:
+        with self._hub.lock:
+            for known, arrays in self._hub.snapshots.get(header.id.replica, []):
+                if known.id == header.id:
+                    return arrays
+        raise SnapshotUnavailable(f"{header.id} has been dropped by its publisher")
+
+    def close(self) -> None:
+        pass
+
+
+# ---------------------------------------------------------------- files
+
+
+class FilesTransport:
+    """Between processes that share a directory.
+
+    A snapshot is one safetensors file, written under another name and renamed, then a small JSON header: the header is
+    the commit. Readers map the file; a mapping outlives both the file's removal and its publisher's death. How far
+    each replica is stands in eight bytes of its own that peers map, too.
+    """
+
+    def __init__(self, run: RunDir, replica: int, replicas: int, *, keep: int) -> None:
+        self._run, self._replica, self._replicas, self._keep = run, replica, replicas, keep
+        self._directory = run.exchange(replica_name(replica))
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._progress = self._directory / "step"
+        self._staged = 0
+
+    def stage(self, arrays: Arrays) -> Staged:
+        self._staged += 1
+        path = self._directory / f".staged-{self._staged}"
+        write_safetensors(path, arrays)
+        return Staged(map_safetensors(path), path)
+
+    def announce(self, staged: Staged, header: Header) -> None:
+        stem = _stem(header)
+        staged.handle.rename(self._directory / f"{stem}.safetensors")
+        write_json(self._directory / f"{stem}.json", header.as_json())
+        for old in sorted(self._headers(self._replica), key=lambda h: h.id)[: -self._keep]:
+            (self._directory / f"{_stem(old)}.json").unlink(missing_ok=True)
+            (self._directory / f"{_stem(old)}.safetensors").unlink(missing_ok=True)
+
+    def poll(self, step: int) -> Mapping[int, PeerReport]:
+        self._progress.write_bytes(struct.pack("<q", step))
+        return {
+            replica: PeerReport(self._step(replica), tuple(self._headers(replica))) for replica in range(self._replicas)
+        }
+
+    def fetch(self, header: Header) -> Arrays:
+        path = self._run.exchange(replica_name(header.id.replica)) / f"{_stem(header)}.safetensors"
+        try:
+            return map_safetensors(path)
+        except (OSError, ValueError) as error:
+            raise SnapshotUnavailable(f"{header.id}: {error}") from error
+
+    def close(self) -> None:
+        for path in self._directory.glob(".staged-*"):
+            path.unlink(missing_ok=True)
+
+    def _step(self, replica: int) -> int | None:
+        try:
+            raw = (self._run.exchange(replica_name(replica)) / "step").read_bytes()
+        except FileNotFoundError:
+            return None
+        return struct.unpack("<q", raw)[0] if len(raw) == 8 else None
+
+    def _headers(self, replica: int) -> list[Header]:
+        found = [read_json(path) for path in self._run.exchange(replica_name(replica)).glob("*.json")]
+        return [Header.from_json(value) for value in found if value is not None]
+
+
+def _stem(header: Header) -> str:
+    return f"{header.id.fence:04d}-{header.id.incarnation:04d}-{header.id.version:012d}"
+
+
+# ---------------------------------------------------------------- safetensors, written from views and mapped back
+
+_TO_SAFETENSORS = {
+    "<f8": "F64", "<f4": "F32", "<f2": "F16", "<i8": "I64", "<i4": "I32", "<i2": "I16", "|i1": "I8",
+    "<u8": "U64", "<u4": "U32", "<u2": "U16", "|u1": "U8", "|b1": "BOOL",
+}  # fmt: skip
+_FROM_SAFETENSORS = {name: np.dtype(code) for code, name in _TO_SAFETENSORS.items()}
+
+
+def write_safetensors(path: Path, arrays: Arrays) -> None:
+    """Write `arrays` as safetensors, straight from their own memory (the library's writer copies them first)."""
+    table: dict[str, Any] = {}
+    offset = 0
+    # Largest items first, so that every array starts at a multiple of its item size.
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    for name, array in ordered:
+        code = _TO_SAFETENSORS[array.dtype.str]
+        table[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
+        offset += array.nbytes
+    head = json.dumps(table).encode()
+    head += b" " * (-(8 + len(head)) % 64)
+    with path.open("wb", buffering=0) as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        for _, array in ordered:
+            if array.size:
+                _write_all(file, memoryview(np.ascontiguousarray(array)).cast("B"))
+
+
+def _write_all(file: Any, view: memoryview) -> None:
+    while len(view):
+        view = view[file.write(view) :]
+
+
+def map_safetensors(path: Path) -> dict[str, Array]:
+    """Read-only views of a safetensors file mapped into memory. Raises `OSError` or `ValueError` for a bad file."""
+    with pa.memory_map(str(path), "r") as source:
+        buffer = source.read_buffer()
+    if buffer.size < 8:
+        raise ValueError(f"{path} is torn: {buffer.size} bytes")
+    (length,) = struct.unpack("<Q", buffer.slice(0, 8).to_pybytes())
+    if 8 + length > buffer.size:
+        raise ValueError(f"{path} is torn: its table of {length} bytes ends after the file")
+    views: dict[str, Array] = {}
+    for name, entry in json.loads(buffer.slice(8, length).to_pybytes()).items():
+        if name == "__metadata__":
+            continue
+        begin, end = entry["data_offsets"]
+        if 8 + length + end > buffer.size:
+            raise ValueError(f"{path} is torn: {name} ends after the file")
+        dtype = _FROM_SAFETENSORS[entry["dtype"]]
+        count = (end - begin) // dtype.itemsize
+        views[name] = np.frombuffer(buffer, dtype, count, 8 + length + begin).reshape(entry["shape"])
+    return views

@@ -1,0 +1,178 @@
+"""What a replica writes down while it trains: metrics and the ledger, as immutable Arrow parts.
+
+A part is written every few seconds under a name of its own and never touched again, so a reader needs no lock and a
+kill loses at most the last seconds, which the resumed replica repeats. Each row carries the fence and the incarnation
+that wrote it; a reader keeps, per step, the rows of the highest (fence, incarnation), so nothing counts twice.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from codistill.run_dir import RunDir, StorageError
+
+_KEYS = [pa.field("step", pa.int64()), pa.field("fence", pa.int32()), pa.field("incarnation", pa.int32())]
+
+METRICS = pa.schema(
+    [
+        *_KEYS,
+        pa.field("time", pa.timestamp("us", tz="UTC")),
+        pa.field("name", pa.string()),
+        pa.field("value", pa.float64()),
+    ],
+    metadata={"schema_version": "1"},
+)
+"""Long form: one value of one name at one step (the number of steps completed when it was taken)."""
+
+LEDGER = pa.schema(
+    [
+        *_KEYS,
+        pa.field("teacher", pa.string()),
+        pa.field("teacher_fence", pa.int32()),
+        pa.field("teacher_incarnation", pa.int32()),
+        pa.field("version", pa.int64()),
+        pa.field("lag_steps", pa.int64()),
+        pa.field("offset_steps", pa.int64()),
+        pa.field("bytes_received", pa.int64()),
+        pa.field("verdict", pa.string()),
+    ],
+    metadata={"schema_version": "1"},
+)
+"""One row per step and teacher heard in it (verdict `accepted`), and one per snapshot refused.
+
+`step` is the index of the step (updates completed before it). `bytes_received` is not 0 only in the row where a
+snapshot is new. `lag_steps` is null where the peer's step was not known.
+"""
+
+
+class Recorder:
+    """Gathers rows and writes them out as parts.
+
+    Not for several threads but one writer; `flush` may come from anywhere. Raises `StorageError` when the disk refuses.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        schema: pa.Schema,
+        *,
+        fence: int,
+        incarnation: int,
+        flush_interval_s: float = 2.0,
+    ) -> None:
+        self._directory, self._schema = directory, schema
+        self._fence, self._incarnation = fence, incarnation
+        self._interval_s = flush_interval_s
+        self._rows: list[dict[str, Any]] = []
+        self._next_part = 0
+        self._last_flush = time.monotonic()
+        self._lock = threading.Lock()
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def add(self, step: int, **values: Any) -> None:
+        row = {"step": step, "fence": self._fence, "incarnation": self._incarnation, **values}
+        with self._lock:
+            self._rows.append(row)
+        if time.monotonic() - self._last_flush >= self._interval_s:
+            self.flush()
+
+    def add_values(self, step: int, values: Mapping[str, float]) -> None:
+        """One metrics row per named value."""
+        now = int(time.time() * 1e6)
+        for name, value in values.items():
+            self.add(step, time=now, name=name, value=value)
+
+    def flush(self) -> None:
+        """Write what has been gathered as one new part."""
+        with self._lock:
+            rows, self._rows = self._rows, []
+            self._last_flush = time.monotonic()
+            if not rows:
+                return
+            name = f"part-{self._incarnation:04d}-{self._next_part:06d}.arrow"
+            self._next_part += 1
+        table = pa.Table.from_pylist(rows, schema=self._schema)
+        final, temporary = self._directory / name, self._directory / f".{name}.tmp"
+        try:
+            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, self._schema) as writer:
+                writer.write_table(table)
+            temporary.rename(final)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise StorageError(f"cannot write {final}: {error}") from error
+
+
+def compact(directory: Path, schema: pa.Schema) -> None:
+    """Turn all parts of a finished replica into one Parquet file, then remove them.
+
+    A reader that comes between the two sees rows twice and drops the doubles, as always.
+    """
+    parts = sorted(directory.glob("part-*.arrow"))
+    if not parts:
+        return
+    temporary = directory / ".all.parquet.tmp"
+    pq.write_table(_read_directory(directory, schema), temporary, compression="zstd")
+    temporary.rename(directory / "all.parquet")
+    for part in parts:
+        part.unlink()
+
+
+def read(run: RunDir, replica: str, kind: str) -> pa.Table:
+    """All rows of one replica over all attempts, each step once, ascending by step.
+
+    `kind` is "metrics" or "ledger". Empty when nothing was written yet.
+    """
+    schema = {"metrics": METRICS, "ledger": LEDGER}[kind]
+    tables = [_read_directory(run.replica(fence, replica) / kind, schema) for fence in run.fences()]
+    return newest_rows(pa.concat_tables([schema.empty_table(), *tables]))
+
+
+def newest_rows(table: pa.Table) -> pa.Table:
+    """Of every step, only the rows of the highest (fence, incarnation) that wrote it; identical rows once.
+
+    Rows of a metric keep their own: a value logged at a step that the resumed replica logs again is replaced, one that
+    it does not (an evaluation, say) stays.
+    """
+    if table.num_rows == 0:
+        return table
+    keys = ["step", "name"] if "name" in table.column_names else ["step"]
+    age = pc.add(pc.multiply(pc.cast(table["fence"], pa.int64()), 1 << 32), pc.cast(table["incarnation"], pa.int64()))
+    aged = table.append_column("age", age)
+    newest = aged.group_by(keys).aggregate([("age", "max")])
+    kept = aged.join(newest, keys=keys, join_type="inner").filter(pc.field("age") == pc.field("age_max"))
+    kept = kept.select(table.column_names).group_by(table.column_names).aggregate([])
+    return kept.select(table.column_names).sort_by([("step", "ascending")]).cast(table.schema)
+
+
+def values(table: pa.Table, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric out of a metrics table."""
+    rows = table.filter(pc.field("name") == name)
+    return rows["step"].to_pylist(), rows["value"].to_pylist()
+
+
+def _read_directory(directory: Path, schema: pa.Schema) -> pa.Table:
+    return pa.concat_tables([schema.empty_table(), *_parts(directory, schema)])
+
+
+def _parts(directory: Path, schema: pa.Schema) -> Iterable[pa.Table]:
+    if not directory.is_dir():
+        return
+    # Parts first: compaction writes the Parquet file before it removes them, so this order misses none.
+    for part in sorted(directory.glob("part-*.arrow")):
+        try:
+            with pa.memory_map(str(part)) as source:
+                yield pa.ipc.open_file(source).read_all().cast(schema)
+        except FileNotFoundError:  # compacted meanwhile
+            continue
+    compacted = directory / "all.parquet"
+    if compacted.exists():
+        yield pq.read_table(compacted).cast(schema)
