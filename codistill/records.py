@@ -145,8 +145,8 @@ def newest_rows(table: pa.Table) -> pa.Table:
     if table.num_rows == 0:
         return table
     keys = ["step", "name"] if "name" in table.column_names else ["step"]
-    age = pc.add(pc.multiply(pc.cast(table["fence"], pa.int64()), 1 << 32), pc.cast(table["incarnation"], pa.int64()))
-    aged = table.append_column("age", age)
+    age = table["fence"].to_numpy().astype(np.int64) * (1 << 32) + table["incarnation"].to_numpy()
+    aged = table.append_column("age", pa.array(age))
     newest = aged.group_by(keys).aggregate([("age", "max")])
     kept = aged.join(newest, keys=keys, join_type="inner").filter(pc.field("age") == pc.field("age_max"))
     kept = kept.select(table.column_names).group_by(table.column_names).aggregate([])

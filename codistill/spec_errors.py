@@ -117,7 +117,7 @@ def _nearest(message: str, word: str, allowed: tuple[str, ...]) -> str:
 
 
 def _locate(loc: tuple[int | str, ...]) -> tuple[Any, dict[str, Any], str]:
-    """The annotation at `loc`, the fields known beside it, and `loc` as the user wrote it (pydantic adds union tags)."""
+    """The annotation at `loc`, the fields known beside it, and `loc` as the user wrote it (without union tags)."""
     annotation: Any = JobSpec
     fields: dict[str, Any] = _fields(JobSpec)
     shown: list[str] = []

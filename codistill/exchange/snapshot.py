@@ -49,7 +49,8 @@ class Header:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> Header:
-        return Header(**{**value, "id": SnapshotId(**value["id"])})
+        fields = {name: part for name, part in value.items() if name != "id"}
+        return Header(id=SnapshotId(**value["id"]), **fields)
 
 
 def schema_of(arrays: Arrays) -> str:
@@ -58,11 +59,16 @@ def schema_of(arrays: Arrays) -> str:
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
+def bytes_of(array: Array) -> memoryview:
+    """The bytes of `array`, without a copy when it is contiguous."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
 def digest_of(arrays: Arrays) -> str:
     """Digest of all bytes, in the order of the names. Reads every byte once, copies none."""
     digest = xxhash.xxh3_128()
     for _, array in sorted(arrays.items()):
-        digest.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+        digest.update(bytes_of(array))
     return digest.hexdigest()
 
 

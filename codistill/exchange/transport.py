@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from codistill.exchange.snapshot import Array, Arrays, Header
+from codistill.exchange.snapshot import Array, Arrays, Header, bytes_of
 from codistill.run_dir import RunDir, read_json, write_json
 from codistill.spec import replica_name
 
@@ -156,7 +156,7 @@ class FilesTransport:
     def announce(self, staged: Staged, header: Header) -> None:
         stem = _stem(header)
         staged.handle.rename(self._directory / f"{stem}.safetensors")
-        write_json(self._directory / f"{stem}.json", header.as_json())
+        write_json(self._directory / f"{stem}.json", header.as_json(), durable=False)
         for old in sorted(self._headers(self._replica), key=lambda h: h.id)[: -self._keep]:
             (self._directory / f"{_stem(old)}.json").unlink(missing_ok=True)
             (self._directory / f"{_stem(old)}.safetensors").unlink(missing_ok=True)
@@ -218,8 +218,7 @@ def write_safetensors(path: Path, arrays: Arrays) -> None:
     with path.open("wb", buffering=0) as file:
         file.write(struct.pack("<Q", len(head)) + head)
         for _, array in ordered:
-            if array.size:
-                _write_all(file, memoryview(np.ascontiguousarray(array)).cast("B"))
+            _write_all(file, bytes_of(array))
 
 
 def _write_all(file: Any, view: memoryview) -> None:
