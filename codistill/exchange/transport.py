@@ -114,8 +114,10 @@ class MemoryTransport:
         with self._hub.lock:
             self._hub.steps[self._replica] = step
             return {
-                replica: PeerReport(known, tuple(h for h, _ in self._hub.snapshots.get(replica, [])))
-                for replica, known in self._hub.steps.items()
+                replica: PeerReport(
+                    self._hub.steps.get(replica), tuple(h for h, _ in self._hub.snapshots.get(replica, []))
+                )
+                for replica in self._hub.steps.keys() | self._hub.snapshots.keys()
             }
 
     def fetch(self, header: Header) -> Arrays:

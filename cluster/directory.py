@@ -1,0 +1,80 @@
+"""The exchange directory: one actor per attempt that knows who has announced what, and how far everybody is.
+
+It holds references, never arrays: a reference keeps the publisher's object alive, and costs the directory nothing.
+All it knows comes back by itself when it is restarted, with the next poll of every replica.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from codistill.exchange.snapshot import Header, SnapshotId
+
+ACTOR_NAME = "exchange-directory"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A snapshot that has been announced, and where its arrays are."""
+
+    header: Header
+    refs: list[ray.ObjectRef[Any]]
+    """The one object that holds the arrays (in a list, so that Ray passes the reference on and not the arrays);
+    empty when the arrays are a file in the publisher's exchange directory."""
+
+
+@dataclass
+class Directory:
+    """What is known of all replicas of one attempt."""
+
+    keep: int
+    steps: dict[int, int] = field(default_factory=dict[int, int])
+    entries: dict[int, dict[SnapshotId, Entry]] = field(default_factory=dict[int, dict[SnapshotId, Entry]])
+    handles: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+
+    def announce(self, replica: int, announced: list[Entry]) -> None:
+        """Add to what `replica` offers; the newest `keep` stay. Doing so again changes nothing."""
+        known = self.entries.get(replica, {}) | {entry.header.id: entry for entry in announced}
+        newest = sorted(known)[-self.keep :]
+        self.entries[replica] = {snapshot: known[snapshot] for snapshot in newest}
+
+    def poll(self, replica: int, step: int) -> tuple[dict[int, int], dict[int, list[Header]]]:
+        """Note that `replica` has completed `step` updates; answer everybody's steps and headers."""
+        self.steps[replica] = step
+        return self.steps, {of: [entry.header for entry in held.values()] for of, held in self.entries.items()}
+
+    def locate(self, snapshot: SnapshotId) -> Entry | None:
+        """Where a snapshot's arrays are; None when it was never announced or has been dropped."""
+        return self.entries.get(snapshot.replica, {}).get(snapshot)
+
+    def register(self, replica: str, handles: dict[str, Any]) -> None:
+        """Remember handles by which the driver can stop a replica's run."""
+        self.handles.setdefault(replica, {}).update(handles)
+
+    def registered(self, replica: str) -> dict[str, Any]:
+        return self.handles.get(replica, {})
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def namespace_of(job_id: str, fence: int) -> str:
+    """The Ray namespace of an attempt: a driver that was given up cannot meet its successor's directory."""
+    return f"codistill-{job_id}-{fence}"
+
+
+def start_directory(namespace: str, *, keep: int) -> Any:
+    """Start the actor and return its handle. It dies with the process that calls this."""
+    actor = ray.remote(Directory).options(
+        name=ACTOR_NAME, namespace=namespace, num_cpus=0, max_restarts=-1, get_if_exists=False
+    )
+    return actor.remote(keep)
+
+
+def find_directory(namespace: str) -> Any:
+    """The handle of a running directory; raises `ValueError` when there is none."""
+    return ray.get_actor(ACTOR_NAME, namespace=namespace)

@@ -1,0 +1,169 @@
+"""Snapshots through Ray's object store: one copy to publish, none to read on the same node.
+
+The publishing worker owns its snapshots, so they die with it, except where somebody still maps them; every such loss
+reads as "no new teacher". A replica that ends well leaves its last snapshot as a file, which outlives it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, OwnerDiedError, RayActorError, RayError
+
+from cluster.directory import Entry, find_directory
+from codistill.exchange.snapshot import Array, Arrays, Header, SnapshotId
+from codistill.exchange.transport import (
+    PeerReport,
+    SnapshotUnavailable,
+    Staged,
+    map_safetensors,
+    write_safetensors,
+)
+from codistill.run_dir import RunDir
+from codistill.spec import replica_name
+
+log = logging.getLogger(__name__)
+
+ASK_TIMEOUT_S = 1.0
+"""Longest wait for an answer of the directory (1 to 3 ms when it is well)."""
+FETCH_TIMEOUT_S = 3.0
+SLOWEST_BYTES_PER_S = 50e6
+"""A fetch may take FETCH_TIMEOUT_S, and longer for what a link of this speed would need."""
+
+
+class StoredArrays(Mapping[str, Array]):
+    """Read-only views of an object in the store; mapped at the first look, so that staging does not wait for it."""
+
+    def __init__(self, ref: ray.ObjectRef[Any]) -> None:
+        self._ref = ref
+        self._views: dict[str, Array] | None = None
+
+    def _mapped(self) -> dict[str, Array]:
+        if self._views is None:
+            self._views = read_only(ray.get(self._ref))
+        return self._views
+
+    def __getitem__(self, name: str) -> Array:
+        return self._mapped()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._mapped())
+
+    def __len__(self) -> int:
+        return len(self._mapped())
+
+
+def read_only(arrays: dict[str, Array]) -> dict[str, Array]:
+    """Forbid writing: arrays too small for shared memory, or not contiguous, come out of the store writable."""
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays
+
+
+class ObjectStoreTransport:
+    """One replica's end of the exchange through the directory actor of `namespace`."""
+
+    def __init__(self, run: RunDir, replica: int, *, namespace: str, keep: int) -> None:
+        self._run, self._replica, self._keep = run, replica, keep
+        self._directory = find_directory(namespace)
+        self._mine: dict[SnapshotId, Entry] = {}
+        self._reports: dict[int, PeerReport] = {}
+        self.unanswered = 0
+        """Questions to the directory that got no answer."""
+
+    def stage(self, arrays: Arrays) -> Staged:
+        ref = ray.put(dict(arrays))
+        return Staged(StoredArrays(ref), ref)
+
+    def announce(self, staged: Staged, header: Header) -> None:
+        self._mine[header.id] = Entry(header, [staged.handle])
+        for old in sorted(self._mine)[: -self._keep]:
+            del self._mine[old]
+        self._tell_mine()
+
+    def poll(self, step: int) -> Mapping[int, PeerReport]:
+        try:
+            steps, headers = self._ask("poll", self._replica, step)
+        except RayError:
+            return self._reports
+        self._reports = {
+            replica: PeerReport(steps.get(replica), tuple(headers.get(replica, ())))
+            for replica in steps.keys() | headers.keys()
+        }
+        known = {header.id for header in headers.get(self._replica, ())}
+        if not self._mine.keys() <= known:  # the directory was away, or was restarted and knows nothing
+            self._tell_mine()
+        return self._reports
+
+    def fetch(self, header: Header) -> Arrays:
+        try:
+            entry: Entry | None = self._ask("locate", header.id)
+            if entry is None:
+                raise SnapshotUnavailable(f"{header.id} has been dropped by its publisher")
+            if not entry.refs:
+                return map_safetensors(self._file(header.id))
+            limit_s = FETCH_TIMEOUT_S + header.num_bytes / SLOWEST_BYTES_PER_S
+            return read_only(ray.get(entry.refs[0], timeout=limit_s))
+        except (RayError, OSError, ValueError) as error:
+            raise SnapshotUnavailable(f"{header.id} cannot be had: {reason(error)}") from error
+
+    def close(self) -> None:
+        """Leave the last snapshot as a file, since the object dies with this process, and point the directory there."""
+        if not self._mine:
+            return
+        last = self._mine[max(self._mine)]
+        try:
+            self._write_file(last)
+        except (OSError, RayError) as error:
+            log.warning("the last snapshot of replica %d ends with this process: %s", self._replica, reason(error))
+            return
+        self._mine = {last.header.id: Entry(last.header, [])}
+        self._tell_mine()
+
+    def _write_file(self, entry: Entry) -> None:
+        path = self._file(entry.header.id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        write_safetensors(temporary, ray.get(entry.refs[0], timeout=FETCH_TIMEOUT_S))
+        temporary.replace(path)
+        for old in path.parent.glob("*.safetensors"):
+            if old != path:  # left by an earlier incarnation; who still maps it keeps it
+                old.unlink(missing_ok=True)
+
+    def _tell_mine(self) -> None:
+        try:
+            self._ask("announce", self._replica, list(self._mine.values()))
+        except RayError:
+            log.info("the directory does not answer; what replica %d has will be announced again", self._replica)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        """The directory's answer; raises `RayError` when there is none within `ASK_TIMEOUT_S`."""
+        started = time.monotonic()
+        try:
+            return ray.get(getattr(self._directory, method).remote(*arguments), timeout=ASK_TIMEOUT_S)
+        except RayError:
+            self.unanswered += 1
+            log.warning("no answer to %r from the directory after %.1f s", method, time.monotonic() - started)
+            raise
+
+    def _file(self, snapshot: SnapshotId) -> Path:
+        stem = f"{snapshot.fence:04d}-{snapshot.incarnation:04d}-{snapshot.version:012d}"
+        return self._run.exchange(replica_name(snapshot.replica)) / f"{stem}.safetensors"
+
+
+def reason(error: Exception) -> str:
+    """Why something cannot be had, in a few words."""
+    match error:
+        case OwnerDiedError():
+            return "its publisher has died"
+        case GetTimeoutError():
+            return "no answer in time"
+        case RayActorError():
+            return "the exchange directory is being restarted"
+        case _:
+            return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,61 @@
+"""Fixtures for all tests: one small Ray cluster for those that need one, and none for those that do not."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Ray reads these when it is first imported. Its ports are open to the network even on a loopback head: the token is
+# the guard, here as everywhere, and the tests do not leave one in the home directory.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# Worker processes and subprocesses import helpers of the tests by their full name.
+ROOT = str(Path(__file__).parents[1])
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """Two CPUs and 1 GB of object store, shared by all tests; yields its address."""
+    import ray
+
+    # Socket paths may not exceed 107 bytes, and pytest's own directories are long already.
+    directory = tempfile.mkdtemp(prefix="cd-", dir="/tmp")
+    context: Any = ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+        object_store_memory=10**9,
+        _temp_dir=directory,
+    )
+    try:
+        yield str(context.address_info["address"])
+    finally:
+        ray.shutdown()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit test cannot quietly become a cluster test."""
+    if Path(__file__).parent / "unit" not in request.path.parents:
+        return
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a unit test called ray.init; tests that need a cluster live in tests/ray")
+
+    monkeypatch.setattr("ray.init", refuse)

@@ -1,0 +1,196 @@
+"""What every transport promises, whichever way the bytes go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from codistill.exchange.snapshot import Header, SnapshotId, header_of
+from codistill.exchange.transport import FilesTransport, Hub, MemoryTransport, SnapshotUnavailable, Transport
+from codistill.run_dir import RunDir
+from tests.contracts.publishing import KEEP, publish, weights
+
+KINDS = ["memory", "files", pytest.param("object_store", marks=pytest.mark.ray)]
+
+
+@dataclass
+class Place:
+    """Somewhere two replicas can meet."""
+
+    kind: str
+    run: RunDir
+    connect: Callable[[int], Transport]
+
+
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    run = RunDir(tmp_path, "job")
+    match request.param:
+        case "memory":
+            hub = Hub()
+            yield Place("memory", run, lambda replica: MemoryTransport(hub, replica, keep=KEEP))
+        case "files":
+            yield Place("files", run, lambda replica: FilesTransport(run, replica, 2, keep=KEEP))
+        case _:
+            request.getfixturevalue("ray_cluster")
+            import ray
+
+            from cluster.directory import start_directory
+            from cluster.transport import ObjectStoreTransport
+
+            directory = start_directory(tmp_path.name, keep=KEEP)
+            yield Place(
+                "object_store",
+                run,
+                lambda replica: ObjectStoreTransport(run, replica, namespace=tmp_path.name, keep=KEEP),
+            )
+            ray.kill(directory)
+
+
+def announced(transport: Transport, replica: int = 0) -> list[Header]:
+    report = transport.poll(0).get(replica)
+    return [] if report is None else sorted(report.announced, key=lambda header: header.id)
+
+
+def newest(transport: Transport) -> SnapshotId:
+    return announced(transport)[-1].id
+
+
+def assert_same(left: Any, right: Any) -> None:
+    assert set(left) == set(right)
+    for name in right:
+        assert left[name].dtype == right[name].dtype
+        np.testing.assert_array_equal(left[name], right[name], strict=True)
+
+
+def test_staged_copy_is_not_changed_by_later_writes(place: Place) -> None:
+    publisher = place.connect(0)
+    mine = weights(1.0)
+    staged = publisher.stage(mine)
+    mine["conv"] += 1
+    mine["half"] += 1
+    assert_same(staged.arrays, weights(1.0))
+
+
+def test_nothing_is_visible_before_it_is_announced(place: Place) -> None:
+    publisher, reader = place.connect(0), place.connect(1)
+    staged = publisher.stage(weights(1.0))
+    assert announced(reader) == []
+    header = header_of(SnapshotId(0, 1, 0, 1), staged.arrays, 0.0)
+    publisher.announce(staged, header)
+    assert announced(reader) == [header]
+
+
+def test_fetched_arrays_equal_what_was_staged_and_cannot_be_written(place: Place) -> None:
+    publisher, reader = place.connect(0), place.connect(1)
+    header = publish(publisher, 3)
+    arrays = reader.fetch(header)
+    assert_same(arrays, weights(3))
+    assert header_of(header.id, arrays, header.created_at) == header
+    for array in arrays.values():
+        assert not array.flags.writeable
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+
+
+def test_last_ones_are_kept_and_older_ones_are_unavailable(place: Place) -> None:
+    publisher, reader = place.connect(0), place.connect(1)
+    headers = [publish(publisher, version) for version in (10, 20, 30)]
+    assert announced(reader) == headers[1:]
+    assert_same(reader.fetch(headers[1]), weights(20))
+    with pytest.raises(SnapshotUnavailable, match="version=10"):
+        reader.fetch(headers[0])
+
+
+def test_newest_is_by_fence_then_incarnation_then_version(place: Place) -> None:
+    reader = place.connect(1)
+    publish(place.connect(0), 40)
+    restarted = place.connect(0)
+    publish(restarted, 30, incarnation=1)
+    assert newest(reader) == SnapshotId(0, 1, 1, 30)
+    assert_same(reader.fetch(announced(reader)[-1]), weights(30))
+    publish(place.connect(0), 20, fence=2)
+    assert newest(reader) == SnapshotId(0, 2, 0, 20)
+    publish(restarted, 50, incarnation=1)  # one that was given up still speaks: it is not the newest
+    assert newest(reader) == SnapshotId(0, 2, 0, 20)
+
+
+def test_peers_hear_each_others_steps(place: Place) -> None:
+    first, second = place.connect(0), place.connect(1)
+    first.poll(5)
+    assert second.poll(7)[0].step == 5
+    assert first.poll(6)[1].step == 7
+    assert second.poll(8)[0].step == 6
+    first.poll(2)  # restarted from a checkpoint
+    assert second.poll(9)[0].step == 2
+
+
+def test_reader_keeps_its_arrays_after_the_publisher_drops_them(place: Place) -> None:
+    publisher, reader = place.connect(0), place.connect(1)
+    arrays = reader.fetch(publish(publisher, 1))
+    for version in range(2, 8):
+        publish(publisher, version)
+    assert_same(arrays, weights(1))
+
+
+def test_last_snapshot_outlives_a_clean_end(place: Place) -> None:
+    publisher, reader = place.connect(0), place.connect(1)
+    publish(publisher, 1)
+    last = publish(publisher, 2)
+    publisher.close()
+    del publisher
+    assert announced(reader)[-1] == last
+    assert_same(reader.fetch(last), weights(2))
+
+
+PUBLISHER = """
+import sys, time
+from pathlib import Path
+from codistill.exchange.transport import FilesTransport
+from codistill.run_dir import RunDir
+from tests.contracts.publishing import publish
+publish(FilesTransport(RunDir(Path(sys.argv[1]), "job"), 0, 2, keep=2), 5)
+print("published", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def publisher_pid(place: Place) -> Iterator[int]:
+    """The process id of a publisher of version 5 that lives elsewhere."""
+    match place.kind:
+        case "files":
+            command = [sys.executable, "-c", PUBLISHER, str(place.run.storage)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "published\n"
+                yield process.pid
+                process.kill()
+        case _:
+            import ray
+
+            from tests.contracts.publishing import Publisher
+
+            actor: Any = ray.remote(Publisher).options(num_cpus=0).remote(place.run, place.run.storage.name)
+            yield ray.get(actor.publish.remote(5))
+            ray.kill(actor)
+
+
+@pytest.mark.parametrize("place", KINDS[1:], indirect=True)  # in memory, the publisher is this process
+def test_reader_keeps_its_arrays_after_the_publisher_is_killed(place: Place, publisher_pid: int) -> None:
+    reader = place.connect(1)
+    (header,) = announced(reader)
+    arrays = reader.fetch(header)
+    os.kill(publisher_pid, signal.SIGKILL)
+    time.sleep(1.0)
+    assert_same(arrays, weights(5))
