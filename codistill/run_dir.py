@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,13 +45,13 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Replace `path` by `value` as JSON, whole or not at all: a reader sees the old text or the new.
 
     `durable` waits until the disk has it, so that it outlives a loss of power. Raises `StorageError` when
-    the disk refuses.
+    the disk refuses, `ValueError` for NaN or infinity, which are not JSON.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w") as file:
-            json.dump(value, file, indent=1, sort_keys=True)
+            json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

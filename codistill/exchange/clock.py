@@ -1,0 +1,41 @@
+"""When snapshots are published and which one is current: pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PublishRule:
+    """Which part of the learner peers are shown, and before which steps.
+
+    With burn-in 3 and interval 2, versions 3, 4, 6, 8 are published, and in lockstep steps 3..8 learn from versions
+    3, 4, 4, 6, 6, 8.
+    """
+
+    part: str
+    burn_in_steps: int
+    interval_steps: int
+
+    def due(self, step: int) -> bool:
+        """Whether version `step` (the weights after `step` updates) is published before step `step` begins."""
+        return step == self.burn_in_steps or (step > self.burn_in_steps and step % self.interval_steps == 0)
+
+    def newest_due(self, step: int) -> int | None:
+        """The newest version that a peer about to begin step `step` has published; None during burn-in."""
+        if step < self.burn_in_steps:
+            return None
+        return max(self.burn_in_steps, step - step % self.interval_steps)
+
+
+def snapshots_to_keep(*, lockstep: bool, replicas: int, interval_steps: int, checkpoint_interval_steps: int) -> int:
+    """How many of its own snapshots a replica leaves for its peers.
+
+    Two do when nobody waits: the newest, and the one that a reader may be fetching. In lockstep a peer may be as many
+    exchanges behind as there are replicas (in a ring nobody waits for those who read him), and one that was killed goes
+    back to its last checkpoint but one at worst, and needs every version since.
+    """
+    if not lockstep:
+        return 2
+    return replicas + 1 + 2 * math.ceil(checkpoint_interval_steps / interval_steps)

@@ -1,0 +1,293 @@
+"""One replica's end of the exchange: publishes its snapshots, and holds the newest of each peer that passed the gate.
+
+In `async` mode a helper thread does everything that could wait: it checks and announces what was staged, asks for news
+and fetches it. The training thread only copies its weights (`publish`) and picks up what lies ready (`read`). In
+`lockstep`, and between replicas that take turns in one process, there is no thread: `read` waits for the exact version.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from codistill.exchange.clock import PublishRule
+from codistill.exchange.gate import Gate, Verdict
+from codistill.exchange.snapshot import Arrays, Header, SnapshotId, header_of, schema_of
+from codistill.exchange.transport import PeerReport, SnapshotUnavailable, Staged, Transport
+from codistill.exchange.weights import published
+from codistill.records import Recorder
+from codistill.spec import replica_name
+
+log = logging.getLogger(__name__)
+
+POLL_INTERVAL_S = 0.1
+
+
+class StopRequested(Exception):
+    """The replica was asked to stop while it waited for a peer."""
+
+
+class PeerTimeout(RuntimeError):
+    """In lockstep, a peer's exact version did not come in time."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A snapshot that teaches in this step."""
+
+    header: Header
+    arrays: Arrays
+    lag_steps: int | None
+    """The peer's current step less the version; None while the peer's step is unknown."""
+    offset_steps: int
+    """Own step less the version; negative when the peer runs ahead."""
+    is_new: bool
+    """Whether this is the first step with it."""
+
+    def as_json(self) -> dict[str, Any]:
+        who = self.header.id
+        return {
+            "teacher": replica_name(who.replica),
+            "fence": who.fence,
+            "incarnation": who.incarnation,
+            "version": who.version,
+            "lag_steps": self.lag_steps,
+            "offset_steps": self.offset_steps,
+        }
+
+
+@dataclass
+class Counters:
+    """What the exchange did so far; missing is counted, never swallowed."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    rejected: int = 0
+    """Snapshots that did not pass the gate, own and peers'."""
+    unavailable: int = 0
+    """Fetches that came back empty: a dead owner, a dropped snapshot, a time-out."""
+    skipped: int = 0
+    """Own snapshots replaced by a newer one before they could be announced."""
+
+    def as_metrics(self) -> dict[str, float]:
+        return {f"exchange/{name}": float(value) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class MailboxSettings:
+    """How a mailbox behaves."""
+
+    me: SnapshotId
+    """This replica, fence and incarnation (the version is not looked at)."""
+    teachers: tuple[int, ...]
+    rule: PublishRule
+    mode: Literal["async", "lockstep"]
+    threaded: bool
+    max_lag_steps: int | None = None
+    timeout_s: float = 120.0
+
+
+@dataclass
+class _Shelf:
+    """What is known of one peer."""
+
+    gate: Gate
+    held: tuple[Header, Arrays] | None = None
+    shown: SnapshotId | None = None
+    refused: set[SnapshotId] = field(default_factory=set[SnapshotId])
+
+
+class Mailbox:
+    """See the module. Not shared between threads but for its own helper."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        settings: MailboxSettings,
+        ledger: Recorder,
+        module: nn.Module,
+        counters: Counters,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._transport, self._settings, self._ledger = transport, settings, ledger
+        self._should_stop = should_stop
+        schema = schema_of(published(module))
+        self._own_gate = Gate(schema)
+        self._shelves = {peer: _Shelf(Gate(schema)) for peer in settings.teachers}
+        self._reports: Mapping[int, PeerReport] = {}
+        self._staged: tuple[SnapshotId, Staged] | None = None
+        self._step = 0
+        self.counters = counters
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._failure: BaseException | None = None
+        self._helper: threading.Thread | None = None
+        if settings.threaded:
+            self._helper = threading.Thread(target=self._help, name="mailbox", daemon=True)
+            self._helper.start()
+
+    # ---- training thread
+
+    def publish(self, step: int, module: nn.Module, *, now: bool = False) -> None:
+        """Before step `step`: say how far this replica is, and publish version `step` if it is due (or `now`)."""
+        self._step = step
+        if self._failure is not None:
+            raise self._failure
+        if now or self._settings.rule.due(step):
+            me = self._settings.me
+            snapshot = SnapshotId(me.replica, me.fence, me.incarnation, step)
+            staged = self._transport.stage(published(module))
+            with self._lock:
+                self.counters.skipped += self._staged is not None
+                self._staged = (snapshot, staged)
+        if self._helper is None:
+            self._turn()
+
+    def read(self, step: int) -> list[Held]:
+        """Who teaches in step `step`: ascending by replica, without those that have not been heard or are too old.
+
+        Writes the ledger. In lockstep raises `PeerTimeout` when a version does not come in time.
+        """
+        version = self._settings.rule.newest_due(step)
+        if version is None:
+            return []
+        if self._settings.mode == "lockstep":
+            self._wait_for(version)
+        elif self._helper is None:
+            self._take_newest()
+        with self._lock:
+            heard = [self._show(peer, shelf, step) for peer, shelf in self._shelves.items()]
+        return [held for held in heard if held is not None]
+
+    def close(self) -> None:
+        """Announce what is still staged, stop the helper and close the transport."""
+        self._closing.set()
+        if self._helper is not None:
+            self._helper.join(timeout=30)
+        self._turn_announce()
+        self._transport.close()
+
+    # ---- what the helper does; or `publish` and `read`, when there is none
+
+    def _help(self) -> None:
+        while not self._closing.wait(POLL_INTERVAL_S):
+            try:
+                self._turn()
+                self._take_newest()
+            except BaseException as failure:
+                self._failure = failure
+                return
+
+    def _turn(self) -> None:
+        self._turn_announce()
+        self._reports = self._transport.poll(self._step)
+
+    def _turn_announce(self) -> None:
+        with self._lock:
+            waiting, self._staged = self._staged, None
+        if waiting is None:
+            return
+        snapshot, staged = waiting
+        header = header_of(snapshot, staged.arrays, time.time())
+        verdict = self._own_gate.judge(header, staged.arrays)
+        if verdict is not Verdict.ACCEPTED:
+            self.counters.rejected += 1
+            log.warning("version %d of this replica is not published: %s", snapshot.version, verdict)
+            return
+        self._transport.announce(staged, header)
+        self.counters.bytes_sent += header.num_bytes
+
+    def _take_newest(self) -> None:
+        for peer, shelf in self._shelves.items():
+            report = self._reports.get(peer)
+            candidates = [] if report is None else [h for h in report.announced if h.id not in shelf.refused]
+            newest = max(candidates, key=lambda header: header.id, default=None)
+            if newest is not None and (shelf.held is None or newest.id > shelf.held[0].id):
+                self._take(peer, shelf, newest)
+
+    def _wait_for(self, version: int) -> None:
+        deadline = time.monotonic() + self._settings.timeout_s
+        waiting = set(self._shelves)
+        while waiting:
+            for peer in sorted(waiting):
+                shelf, report = self._shelves[peer], self._reports.get(peer)
+                if shelf.held is not None and shelf.held[0].id.version == version:
+                    waiting.discard(peer)
+                    continue
+                exact = [] if report is None else [h for h in report.announced if h.id.version == version]
+                newest = max(exact, key=lambda header: header.id, default=None)
+                if newest is not None and newest.id not in shelf.refused:
+                    self._take(peer, shelf, newest)
+                elif newest is not None:  # refused: nobody teaches in its place
+                    shelf.held = None
+                    waiting.discard(peer)
+            if waiting:
+                self._pause_in_lockstep(version, waiting, deadline)
+
+    def _pause_in_lockstep(self, version: int, waiting: set[int], deadline: float) -> None:
+        if self._should_stop():
+            raise StopRequested
+        if time.monotonic() > deadline:
+            names = ", ".join(replica_name(peer) for peer in sorted(waiting))
+            raise PeerTimeout(
+                f"version {version} of {names} did not come within {self._settings.timeout_s:g} s;"
+                " see why they are slow, or raise limits.lockstep_timeout_s"
+            )
+        time.sleep(0.005)
+        self._reports = self._transport.poll(self._step)
+
+    def _take(self, peer: int, shelf: _Shelf, header: Header) -> None:
+        try:
+            arrays = self._transport.fetch(header)
+        except SnapshotUnavailable as reason:
+            self.counters.unavailable += 1
+            log.info("no new teacher from %s: %s", replica_name(peer), reason)
+            return
+        verdict = shelf.gate.judge(header, arrays)
+        if verdict is Verdict.ACCEPTED:
+            with self._lock:
+                shelf.held = (header, arrays)
+            return
+        self.counters.rejected += 1
+        shelf.refused.add(header.id)
+        log.warning("version %d of %s is refused: %s", header.id.version, replica_name(peer), verdict)
+        self._write_ledger(self._step, header, None, 0, verdict)
+
+    def _show(self, peer: int, shelf: _Shelf, step: int) -> Held | None:
+        if shelf.held is None:
+            return None
+        header, arrays = shelf.held
+        report = self._reports.get(peer)
+        peer_step = None if report is None or report.step is None else max(report.step, header.id.version)
+        lag = None if peer_step is None else peer_step - header.id.version
+        limit = self._settings.max_lag_steps
+        if limit is not None and lag is not None and lag > limit:
+            self._write_ledger(step, header, lag, 0, Verdict.TOO_OLD)
+            return None
+        is_new = shelf.shown != header.id
+        shelf.shown = header.id
+        received = header.num_bytes if is_new else 0
+        self.counters.bytes_received += received
+        self._write_ledger(step, header, lag, received, Verdict.ACCEPTED)
+        return Held(header, arrays, lag, step - header.id.version, is_new)
+
+    def _write_ledger(self, step: int, header: Header, lag: int | None, received: int, verdict: Verdict) -> None:
+        who = header.id
+        self._ledger.add(
+            step,
+            teacher=replica_name(who.replica),
+            teacher_fence=who.fence,
+            teacher_incarnation=who.incarnation,
+            version=who.version,
+            lag_steps=lag,
+            offset_steps=step - who.version,
+            bytes_received=received,
+            verdict=str(verdict),
+        )

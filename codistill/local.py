@@ -1,0 +1,237 @@
+"""All replicas of a job on this machine, without Ray: `python -P -m codistill.local SPEC --storage DIR --job ID`.
+
+Each replica is a process of its own and exchanges weights through memory-mapped files; the run directory is the same
+as on Ray. One that dies is started again, as a new incarnation from its last checkpoint, while the others train on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from codistill.exchange.transport import FilesTransport, Hub, MemoryTransport
+from codistill.outcome import Reason, ReplicaOutcome, attempt_result
+from codistill.progress import progress_lines
+from codistill.run_dir import RunDir, StorageError, read_json, write_json
+from codistill.spec import JobSpec, ObjectStoreTransport, replica_name
+from codistill.spec import MemoryTransport as MemoryTransportSpec
+from codistill.spec_errors import SpecError, load_spec
+
+EXIT_BAD_SPEC, EXIT_FAILED, EXIT_CANCELLED = 2, 100, 103
+POLL_S = 0.1
+PROGRESS_S = 2.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="codistill.local", description="Run a job on this machine, without Ray.")
+    parser.add_argument("spec", nargs="?", type=Path, help="a .toml or .json spec; left out, the job goes on")
+    parser.add_argument("--storage", type=Path, required=True)
+    parser.add_argument("--job", required=True)
+    parser.add_argument("--replica", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--fence", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    try:
+        run = RunDir(given.storage.resolve(), given.job)
+        if given.replica is not None:
+            return _replica_process(run, given.fence, given.replica)
+        if given.spec is not None:
+            run.create(load_spec(given.spec))
+        return run_job(run)
+    except (SpecError, StorageError, ValueError) as error:
+        print(f"codistill: {error}", file=sys.stderr)
+        return EXIT_BAD_SPEC
+
+
+def run_job(run: RunDir) -> int:
+    """Start the next attempt of the job, follow it to its end, and return the exit code. Raises `StorageError` and
+    `ValueError` when the job cannot run here at all."""
+    spec = run.read_spec()
+    if isinstance(spec.exchange.transport, ObjectStoreTransport):
+        raise ValueError(
+            "exchange.transport 'object_store' is Ray's; use kind = 'auto' or 'files' here, or run with --on auto"
+        )
+    fence = (run.fences() or [0])[-1] + 1
+    started_at = time.time()
+    run.start_attempt(fence, started_at)
+    print(f"job {run.job_id}, attempt {fence}: {run.root}", flush=True)
+    reason: Reason | None = None
+    if isinstance(spec.exchange.transport, MemoryTransportSpec):
+        outcomes = {name: _as_outcome(entry) for name, entry in run_in_turns(run, fence).items()}
+    else:
+        outcomes, reason = _supervise(run, spec, fence)
+    ended_at = time.time()
+    result = attempt_result(run.job_id, fence, outcomes, started_at=started_at, ended_at=ended_at, reason=reason)
+    write_json(run.result(fence), result)
+    for line in progress_lines(run, fence):
+        print(line, flush=True)
+    return _report(result)
+
+
+def run_in_turns(run: RunDir, fence: int) -> dict[str, dict[str, Any]]:
+    """All replicas in this process, in step with each other: all publish, then all read and train one step."""
+    from codistill.replica import replica_turns  # torch is slow to import, and a supervisor needs none
+
+    spec, hub = run.read_spec(), Hub()
+    turns = {
+        replica_name(index): replica_turns(
+            run, fence=fence, index=index, connect=lambda scope: MemoryTransport(hub, scope.index, keep=scope.keep)
+        )
+        for index in range(spec.replicas.count)
+    }
+    results: dict[str, dict[str, Any]] = {}
+    while len(results) < len(turns):
+        for name, turn in turns.items():
+            if name not in results:
+                try:
+                    next(turn)
+                except StopIteration as end:
+                    results[name] = end.value
+    return results
+
+
+# ---------------------------------------------------------------- one process per replica
+
+
+@dataclass
+class _Child:
+    name: str
+    index: int
+    process: subprocess.Popen[str] | None = None
+    outcome: ReplicaOutcome | None = None
+    failures: int = 0
+    retry_at: float = 0.0
+    errors: list[str] = field(default_factory=list[str])
+
+
+def _supervise(run: RunDir, spec: JobSpec, fence: int) -> tuple[dict[str, ReplicaOutcome], Reason | None]:
+    """Start, tend and stop the replicas until each has ended; with the reason when the attempt as a whole gave up."""
+    reason: Reason | None = None
+    children = [_Child(replica_name(index), index) for index in range(spec.replicas.count)]
+    deadline = time.monotonic() + spec.limits.max_runtime_s
+    stopping = threading.Event()
+    previous = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    next_progress = time.monotonic() + PROGRESS_S
+    try:
+        while any(child.outcome is None for child in children):
+            if not run.stop_requested(fence) and (stopping.is_set() or time.monotonic() > deadline):
+                if not stopping.is_set():
+                    reason = Reason(
+                        "max_runtime", f"it ran longer than limits.max_runtime_s = {spec.limits.max_runtime_s:g}"
+                    )
+                print("stopping: each replica writes a last checkpoint", flush=True)
+                run.request_stop(fence)
+            for child in children:
+                _tend(run, spec, fence, child)
+            if time.monotonic() >= next_progress:
+                next_progress += PROGRESS_S
+                for line in progress_lines(run, fence):
+                    print(line, flush=True)
+            time.sleep(POLL_S)
+    finally:
+        for child in children:
+            if child.process is not None and child.process.poll() is None:
+                child.process.kill()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return {child.name: child.outcome for child in children if child.outcome is not None}, reason
+
+
+def _tend(run: RunDir, spec: JobSpec, fence: int, child: _Child) -> None:
+    """Start the replica if it is to run and does not; note how it ended if it did."""
+    if child.outcome is not None:
+        return
+    if child.process is None:
+        if run.stop_requested(fence):
+            child.outcome = ReplicaOutcome("cancelled", incarnations=child.failures)
+        elif time.monotonic() >= child.retry_at:
+            child.process = _start(run, fence, child)
+        return
+    code = child.process.poll()
+    if code is None:
+        return
+    child.process = None
+    entry = read_json(_result_path(run, fence, child))
+    if code == 0 and entry is not None:
+        child.outcome = _as_outcome(entry)
+        return
+    child.failures += 1
+    reason = _last_words(run, fence, child, code)
+    child.errors.append(reason)
+    step = (run.read_heartbeats(fence).get(child.name) or {}).get("step", 0)
+    print(f"{child.name}: {reason}", flush=True)
+    if child.failures > spec.limits.max_failures:
+        child.outcome = ReplicaOutcome("failed", steps=step, incarnations=child.failures, error=child.errors[0])
+    else:
+        child.retry_at = time.monotonic() + min(60.0, 0.5 * 2.0**child.failures)
+
+
+def _start(run: RunDir, fence: int, child: _Child) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-m", "codistill.local", "--storage", str(run.storage), "--job", run.job_id]
+    command += ["--replica", str(child.index), "--fence", str(fence)]
+    directory = run.logs(fence, child.name)
+    directory.mkdir(parents=True, exist_ok=True)
+    # The pipe to its standard input is how a replica learns that this process died: it then reads the end of file.
+    # A session of its own keeps Ctrl-C from it, so that it can write its last checkpoint.
+    with (directory / f"{child.failures:04d}.stderr").open("w") as errors:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=errors, stderr=errors, text=True, start_new_session=True
+        )
+
+
+def _replica_process(run: RunDir, fence: int, index: int) -> int:
+    from codistill.replica import train_replica
+
+    spec = run.read_spec()
+    orphaned = threading.Event()
+
+    def listen() -> None:
+        sys.stdin.read()
+        orphaned.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    entry = train_replica(
+        run,
+        fence=fence,
+        index=index,
+        connect=lambda scope: FilesTransport(run, scope.index, spec.replicas.count, keep=scope.keep),
+        should_stop=orphaned.is_set,
+    )
+    write_json(run.replica(fence, replica_name(index)) / "result.json", entry)
+    return 0
+
+
+def _result_path(run: RunDir, fence: int, child: _Child) -> Path:
+    return run.replica(fence, child.name) / "result.json"
+
+
+def _last_words(run: RunDir, fence: int, child: _Child, code: int) -> str:
+    if code < 0:
+        return f"killed by signal {signal.Signals(-code).name}"
+    try:
+        lines = (run.logs(fence, child.name) / f"{child.failures - 1:04d}.stderr").read_text().strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1] if lines else f"ended with exit code {code}"
+
+
+def _as_outcome(entry: dict[str, Any]) -> ReplicaOutcome:
+    return ReplicaOutcome(**entry)
+
+
+def _report(result: dict[str, Any]) -> int:
+    reason = result["reason"]
+    print(f"{result['outcome']}" + (f": {reason['message']}" if reason else ""), flush=True)
+    print(json.dumps({name: entry["metrics"] for name, entry in result["replicas"].items()}), flush=True)
+    return {"succeeded": 0, "cancelled": EXIT_CANCELLED}.get(result["outcome"], EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

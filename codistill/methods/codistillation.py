@@ -1,0 +1,58 @@
+"""Codistillation: Anil, Pereyra, Passos, Ormandi, Dahl, Hinton, ICLR 2018, arXiv 1804.03235.
+
+Replicas of one architecture train side by side, each on its own batches. After a burn-in on the labels alone, each adds
+the cross-entropy to the mean predictive distribution of its peers, computed on its own batch by stale copies of them:
+
+    L_i = CE(y, p_i) + weight * T^2 * CE( 1/m * sum_j softmax(z_j' / T), softmax(z_i / T) )
+
+where z_j' are the logits of the newest copy of peer j at hand and m counts the peers present. Without any, the term is
+off. Only replica i's own weights receive gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from codistill import combine, losses
+from codistill.exchange.clock import PublishRule
+from codistill.methods.common import one_group, one_network, surveys
+from codistill.phase import Loss, Phase, Replica, Step, Update
+from codistill.recipes import Recipe
+from codistill.spec import Codistillation, JobSpec
+from codistill.teachers import Peers
+
+
+def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
+    """One phase: burn-in is the time during which no peer has published and the list of targets is empty."""
+
+    def loss(step: Step) -> Loss:
+        student = step.show("net")
+        task = recipe.task_loss(student, step.batch)
+        peers = step.targets["peers"]
+        if not peers:
+            return Loss(task, {"train/task_loss": task.detach(), "distill/num_teachers": torch.tensor(0.0)})
+        target = combine.mean_probabilities([peer["logits"] for peer in peers], temperature=method.temperature)
+        distill = losses.soft_cross_entropy(target, student["logits"], temperature=method.temperature)
+        stats = {
+            "train/task_loss": task.detach(),
+            "train/distill_loss": distill.detach(),
+            "distill/num_teachers": torch.tensor(float(len(peers))),
+            "distill/weight": torch.tensor(method.weight),
+        }
+        return Loss(task + method.weight * distill, stats)
+
+    return [
+        Phase(
+            name="train",
+            steps=spec.training.steps,
+            learner=lambda artifacts: one_network(recipe, artifacts),
+            batches=lambda artifacts: recipe.training_batches(spec.data, replica, spec.training.batch_size),
+            updates=[Update(loss, trains=("net",))],
+            groups=one_group(spec.training),
+            teachers=[Peers(part="net")],
+            surveys=surveys(spec, recipe),
+            publish=PublishRule("net", spec.burn_in_steps, spec.exchange.interval_steps),
+        )
+    ]

@@ -1,0 +1,52 @@
+"""What most methods share: one network, one optimizer over all of it, validation now and then."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import torch
+from torch import nn
+
+from codistill.evaluate import validation_survey
+from codistill.phase import Artifacts, Group, Learner, Survey
+from codistill.recipes import Recipe
+from codistill.schedules import open_schedule
+from codistill.spec import AdamW, JobSpec, Sgd, Training
+
+
+def one_network(recipe: Recipe, artifacts: Artifacts) -> Learner:
+    """A learner with the single part `net`."""
+    return Learner({"net": recipe.build_model()})
+
+
+def one_group(training: Training) -> dict[str, Group]:
+    """All of `net` under the optimizer of the spec."""
+    schedule = open_schedule(training.schedule, training.steps)
+    return {"net": Group(("net.*",), lambda ps: open_optimizer(training, ps), schedule, training.clip_norm)}
+
+
+def open_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer that the spec describes."""
+    match training.optimizer:
+        case Sgd() as sgd:
+            return torch.optim.SGD(
+                parameters,
+                lr=sgd.learning_rate,
+                momentum=sgd.momentum,
+                nesterov=sgd.nesterov,
+                weight_decay=sgd.weight_decay,
+            )
+        case AdamW() as adamw:
+            return torch.optim.AdamW(
+                parameters,
+                lr=adamw.learning_rate,
+                betas=(adamw.beta1, adamw.beta2),
+                weight_decay=adamw.weight_decay,
+            )
+        case _:
+            assert_never(training.optimizer)
+
+
+def surveys(spec: JobSpec, recipe: Recipe) -> tuple[Survey, ...]:
+    """The validation every method does."""
+    return (validation_survey(recipe.validation, every_steps=spec.training.evaluate_interval_steps),)

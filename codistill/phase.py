@@ -1,0 +1,134 @@
+"""The words that methods are written in.
+
+A method is a function (spec, recipe, replica) -> phases. A *learner* is a set of named *parts*; a part maps tensors to
+named taps, and is what is called, wrapped and compiled. An *update* is a loss and the groups it trains: one forward,
+one backward, one optimizer step. A *group* is parameters with an optimizer of their own. A *survey* measures without
+training. What no group names is frozen, buffers included.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from codistill.batch import Batch, Outputs
+from codistill.exchange.clock import PublishRule
+from codistill.randomness import Name, generator
+from codistill.schedules import Factor
+from codistill.teachers import TeacherSource
+
+Learner = nn.ModuleDict
+State = Mapping[str, Tensor]
+"""What adapts during a phase, changed only by `Phase.adapt`; checkpointed, equal on all ranks."""
+
+
+@dataclass(frozen=True)
+class Replica:
+    """Who is asking: which replica of how many, from which seed."""
+
+    index: int
+    count: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """All that a loss sees."""
+
+    index: int
+    """Updates completed before this step."""
+    batch: Batch
+    learner: Learner
+    targets: Mapping[str, Sequence[Outputs]]
+    """What each teacher source answered, by its name; an empty list means nobody was there."""
+    state: State
+    stream: tuple[Name, ...]
+
+    def show(self, part: str, view: str = "x") -> Outputs:
+        """The taps of `part` for a view of the batch."""
+        return self.learner[part](self.batch.views[view])
+
+    def draw(self, name: Name) -> torch.Generator:
+        """This step's random stream of that name, the same whenever the step is repeated."""
+        return generator(*self.stream, self.index, name)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A scalar to go down, and scalars to be logged. `stats` are detached means over the batch."""
+
+    value: Tensor
+    stats: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+@dataclass(frozen=True)
+class Update:
+    """One forward, one backward, one optimizer step of the named groups."""
+
+    loss: Callable[[Step], Loss]
+    trains: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are optimised together."""
+
+    select: tuple[str, ...]
+    """Globs over the learner's parameter names, e.g. `net.*`."""
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    schedule: Factor
+    """Factor of the optimizer's learning rate at each step."""
+    clip_norm: float | None = None
+
+    def parameters(self, learner: Learner) -> dict[str, nn.Parameter]:
+        """The parameters selected, by name; raises `ValueError` when a glob matches none."""
+        named = dict(learner.named_parameters())
+        for glob in self.select:
+            if not fnmatch.filter(named, glob):
+                raise ValueError(f"a group selects '{glob}', but the learner has only {', '.join(sorted(named))}")
+        return {name: p for name, p in named.items() if any(fnmatch.fnmatchcase(name, glob) for glob in self.select)}
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A measurement that trains nothing."""
+
+    name: str
+    every_steps: int
+    batches: Callable[[], Iterable[Batch]]
+    measure: Callable[[Learner, Batch], Mapping[str, float]]
+    """Sums over one batch, among them `count`; added up over all batches."""
+    report: Callable[[Mapping[str, float]], Mapping[str, float]]
+    """From the sums to what is logged."""
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """What the phases before left behind: their learners as they ended, by phase name, to be read only."""
+
+    learners: Mapping[str, Learner] = field(default_factory=dict[str, Learner])
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training in which everything below stays the same."""
+
+    name: str
+    steps: int
+    learner: Callable[[Artifacts], Learner]
+    """Builds the learner; called within the random stream of this replica and phase."""
+    batches: Callable[[Artifacts], Callable[[int], Batch]]
+    """From a step to its batch, which is a pure function of the step."""
+    updates: Sequence[Update]
+    groups: Mapping[str, Group]
+    teachers: Sequence[TeacherSource] = ()
+    surveys: Sequence[Survey] = ()
+    publish: PublishRule | None = None
+    export: Callable[[Learner], nn.Module] = lambda learner: learner["net"]
+    """What is evaluated and served; holds no parameter that only training needs."""
+    state: Callable[[], State] = dict
+    adapt: Callable[[State, Mapping[str, Tensor]], State] = lambda state, stats: state

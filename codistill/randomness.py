@@ -1,0 +1,64 @@
+"""Random streams are functions of names, not states: there is nothing to checkpoint, and a resumed step draws what
+the step never interrupted would have drawn."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import nn
+
+Name = int | str
+
+
+def stream_seed(*names: Name) -> int:
+    """A 63-bit seed that is a function of `names` alone, on every machine and in every version."""
+    text = "/".join(f"{type(name).__name__}:{name}" for name in names)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(*names: Name) -> torch.Generator:
+    """A generator on the CPU for the stream of this name."""
+    return torch.Generator().manual_seed(stream_seed(*names))
+
+
+def seed_everything(*names: Name) -> None:
+    """Set torch's global generators, on every device, to the stream of this name."""
+    torch.manual_seed(stream_seed(*names))
+
+
+@contextmanager
+def unseen(module: nn.Module, mode: Literal["eval", "batch"] = "eval") -> Generator[None]:
+    """The one place where a forward leaves no trace: no gradient, no buffer changed, no random number drawn.
+
+    In mode `eval` every layer is in evaluation. In mode `batch` normalisation uses the batch's own statistics, without
+    adding them to its running ones. Training flags are as before afterwards.
+    """
+    flags = [(layer, layer.training) for layer in module.modules()]
+    norms = [layer for layer, _ in flags if mode == "batch" and _normalises_by_batch(layer)]
+    tracking = [(layer, layer.track_running_stats) for layer in norms]
+    module.eval()
+    for layer in norms:
+        layer.training = True
+        layer.track_running_stats = False  # pyright: ignore[reportArgumentType] - a plain attribute
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(module)):
+            yield
+    finally:
+        for layer, tracked in tracking:
+            layer.track_running_stats = tracked
+        for layer, flag in flags:
+            layer.training = flag
+
+
+def _normalises_by_batch(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm)
+
+
+def _cuda_devices(module: nn.Module) -> list[int]:
+    return sorted(
+        {p.device.index for p in module.parameters() if p.device.type == "cuda" and p.device.index is not None}
+    )

@@ -1,0 +1,135 @@
+"""`digits`: scikit-learn's 1,797 real images of handwritten digits (8 x 8, 10 classes) and a small CNN.
+
+The split is the same for every seed, so that predictions of independent runs can be compared sample by sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from codistill import losses
+from codistill.batch import Batch, Outputs
+from codistill.data.order import order_of
+from codistill.phase import Replica
+from codistill.spec import DataMode, Digits
+
+TEST_SIZE, VALIDATION_SIZE = 497, 300
+EVALUATION_BATCH_SIZE = 512
+
+LOADING_CODE = """
+import json
+import torch
+from safetensors.torch import load_file
+
+config = json.load(open("config.json"))
+width = config["width"]
+norm = torch.nn.BatchNorm2d if config["batch_norm"] else torch.nn.Identity
+body = torch.nn.Sequential(
+    torch.nn.Conv2d(1, width, 3, padding=1), norm(width), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+    torch.nn.Conv2d(width, 2 * width, 3, padding=1), norm(2 * width), torch.nn.ReLU(), torch.nn.MaxPool2d(2),
+    torch.nn.Flatten(),
+)
+model = torch.nn.Sequential()
+model.add_module("body", body)
+model.add_module("head", torch.nn.Linear(8 * width, config["classes"]))
+model.load_state_dict(load_file("model.safetensors"))
+model.eval()  # maps images [N, 1, 8, 8] in 0..1 to logits [N, classes]
+"""
+
+
+class RecipeUnavailable(RuntimeError):
+    """A recipe needs something that is not installed; the message says how to get it."""
+
+
+class SmallCnn(nn.Module):
+    """Two convolutions, each with ReLU, pooling and (if asked) BatchNorm, then a linear layer. About 7,000 parameters
+    at width 16. Maps images [N, 1, 8, 8] to taps `features` [N, 8 * width] and `logits` [N, classes]."""
+
+    def __init__(self, *, width: int, classes: int, batch_norm: bool) -> None:
+        super().__init__()
+        norm = nn.BatchNorm2d if batch_norm else nn.Identity
+        self.body = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1), norm(width), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(width, 2 * width, 3, padding=1), norm(2 * width), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(),
+        )  # fmt: skip
+        self.head = nn.Linear(8 * width, classes)
+
+    def forward(self, images: Tensor) -> Outputs:
+        features = self.body(images)
+        return {"features": features, "logits": self.head(features)}
+
+
+class DigitsRecipe:
+    """See the module and `codistill.recipes.Recipe`."""
+
+    classes = 10
+
+    def __init__(self, spec: Digits) -> None:
+        self._spec = spec
+        self._images, self._labels = _load()
+        by_lot = torch.tensor(sorted(range(len(self._labels)), key=_lot))
+        self._test = by_lot[:TEST_SIZE]
+        self._validation = by_lot[TEST_SIZE : TEST_SIZE + VALIDATION_SIZE]
+        self._train = by_lot[TEST_SIZE + VALIDATION_SIZE :][: spec.train_size].sort().values
+
+    def build_model(self) -> nn.Module:
+        return SmallCnn(width=self._spec.width, classes=self.classes, batch_norm=self._spec.batch_norm)
+
+    def training_batches(self, mode: DataMode, replica: Replica, batch_size: int) -> Callable[[int], Batch]:
+        order = order_of(
+            mode, self._train, batch_size, replica=replica.index, replicas=replica.count, seed=replica.seed
+        )
+        return lambda step: self._batch(order(step))
+
+    def validation(self) -> Iterable[Batch]:
+        return self._evaluation(self._validation)
+
+    def test(self) -> Iterable[Batch]:
+        return self._evaluation(self._test)
+
+    def task_loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        return losses.cross_entropy(outputs["logits"], batch.y)
+
+    def config(self) -> dict[str, object]:
+        return {
+            "architecture": "small_cnn",
+            "width": self._spec.width,
+            "batch_norm": self._spec.batch_norm,
+            "classes": self.classes,
+            "input": {"shape": ["N", 1, 8, 8], "dtype": "float32", "range": [0.0, 1.0]},
+        }
+
+    def loading_code(self) -> str:
+        return LOADING_CODE
+
+    def _batch(self, ids: Tensor) -> Batch:
+        return Batch(ids=ids, y=self._labels[ids], views={"x": self._images[ids]})
+
+    def _evaluation(self, ids: Tensor) -> Iterable[Batch]:
+        return (self._batch(part) for part in ids.split(EVALUATION_BATCH_SIZE))
+
+
+def _lot(sample: int) -> int:
+    # A hash instead of a generator: the split must not change with the version of a library.
+    return xxhash.xxh3_64_intdigest(f"digits/{sample}".encode())
+
+
+@cache
+def _load() -> tuple[Tensor, Tensor]:
+    """All images [1797, 1, 8, 8] in 0..1 and labels [1797]."""
+    try:
+        from sklearn.datasets import load_digits  # pyright: ignore[reportMissingTypeStubs]
+    except ImportError:
+        raise RecipeUnavailable(
+            "recipe 'digits' needs scikit-learn, which carries the images: pip install 'codistill[digits]'"
+        ) from None
+    images, labels = load_digits(return_X_y=True)
+    scaled = np.asarray(images, dtype=np.float32).reshape(-1, 1, 8, 8) / 16.0
+    return torch.from_numpy(scaled), torch.from_numpy(np.asarray(labels, dtype=np.int64))

@@ -1,0 +1,105 @@
+"""What a replica tells while it trains: a heartbeat file for whoever watches, a log file, and ears for a stop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import platform
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from codistill.run_dir import RunDir, StorageError, write_json
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 0.5
+
+
+@dataclass
+class Beat:
+    """The heartbeat's content; see `docs/design.md`."""
+
+    replica: str
+    fence: int
+    incarnation: int
+    steps: int
+    step: int = 0
+    state: str = "starting"
+    phase: str = ""
+    loss: float | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict[str, float | None])
+    teachers: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    pid: int = field(default_factory=os.getpid)
+    node: str = field(default_factory=platform.node)
+    started_at: float = field(default_factory=time.time)
+    first_step_at: float | None = None
+    last_step_at: float | None = None
+    time: float = 0.0
+
+
+class Telemetry:
+    """Writes `beat` every half second from a thread of its own, and looks whether the attempt is to stop."""
+
+    def __init__(self, run: RunDir, beat: Beat) -> None:
+        self._run, self.beat = run, beat
+        self._stop = threading.Event()
+        self._closing = threading.Event()
+        self._handler = _log_to(run, beat)
+        self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
+        self._write()
+        self._thread.start()
+
+    def stop_requested(self) -> bool:
+        return self._stop.is_set()
+
+    def stepped(self, step: int) -> None:
+        """Note that `step` updates are complete."""
+        now = time.time()
+        self.beat.step = step
+        self.beat.last_step_at = now
+        if self.beat.first_step_at is None:
+            self.beat.first_step_at = now
+            self.beat.state = "training"
+            self._write()
+
+    def measured(self, values: dict[str, float]) -> None:
+        """Show the newest value of each metric."""
+        self.beat.metrics |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.beat.loss = self.beat.metrics.get("train/loss")
+
+    def close(self, state: str = "ended") -> None:
+        self.beat.state = state
+        self._closing.set()
+        self._thread.join(timeout=10)
+        self._write()
+        logging.getLogger("codistill").removeHandler(self._handler)
+        self._handler.close()
+
+    def _work(self) -> None:
+        while not self._closing.wait(INTERVAL_S):
+            if self._run.stop_requested(self.beat.fence):
+                self._stop.set()
+            self._write()
+
+    def _write(self) -> None:
+        self.beat.time = time.time()
+        try:
+            write_json(self._run.heartbeat(self.beat.fence, self.beat.replica), asdict(self.beat), durable=False)
+        except StorageError as error:  # a full disk must not end training; the checkpoint will say so if it lasts
+            log.warning("no heartbeat: %s", error)
+
+
+def _log_to(run: RunDir, beat: Beat) -> logging.Handler:
+    directory = run.logs(beat.fence, beat.replica)
+    directory.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(directory / f"{beat.incarnation:04d}.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logger = logging.getLogger("codistill")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    return handler
