@@ -31,15 +31,14 @@ class Entry:
 class Directory:
     """What is known of all replicas of one attempt."""
 
-    keep: int
     steps: dict[int, int] = field(default_factory=dict[int, int])
     entries: dict[int, dict[SnapshotId, Entry]] = field(default_factory=dict[int, dict[SnapshotId, Entry]])
     handles: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
 
-    def announce(self, replica: int, announced: list[Entry]) -> None:
-        """Add to what `replica` offers; the newest `keep` stay. Doing so again changes nothing."""
+    def announce(self, replica: int, announced: list[Entry], keep: int) -> None:
+        """Add to what `replica` offers, of which the newest `keep` stay. Doing so again changes nothing."""
         known = self.entries.get(replica, {}) | {entry.header.id: entry for entry in announced}
-        newest = sorted(known)[-self.keep :]
+        newest = sorted(known)[-keep:]
         self.entries[replica] = {snapshot: known[snapshot] for snapshot in newest}
 
     def poll(self, replica: int, step: int) -> tuple[dict[int, int], dict[int, list[Header]]]:
@@ -67,12 +66,10 @@ def namespace_of(job_id: str, fence: int) -> str:
     return f"codistill-{job_id}-{fence}"
 
 
-def start_directory(namespace: str, *, keep: int) -> Any:
+def start_directory(namespace: str) -> Any:
     """Start the actor and return its handle. It dies with the process that calls this."""
-    actor = ray.remote(Directory).options(
-        name=ACTOR_NAME, namespace=namespace, num_cpus=0, max_restarts=-1, get_if_exists=False
-    )
-    return actor.remote(keep)
+    actor = ray.remote(Directory).options(name=ACTOR_NAME, namespace=namespace, num_cpus=0, max_restarts=-1)
+    return actor.remote()
 
 
 def find_directory(namespace: str) -> Any:

@@ -27,7 +27,7 @@ from codistill.exchange.transport import (
 from codistill.run_dir import RunDir
 from codistill.spec import replica_name
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"codistill.{__name__}")  # a child of the logger whose records are the replica's log file
 
 ASK_TIMEOUT_S = 1.0
 """Longest wait for an answer of the directory (1 to 3 ms when it is well)."""
@@ -113,31 +113,29 @@ class ObjectStoreTransport:
             raise SnapshotUnavailable(f"{header.id} cannot be had: {reason(error)}") from error
 
     def close(self) -> None:
-        """Leave the last snapshot as a file, since the object dies with this process, and point the directory there."""
+        """Leave what is announced as files, since the objects die with this process, and point the directory there."""
         if not self._mine:
             return
-        last = self._mine[max(self._mine)]
+        for old in self._run.exchange(replica_name(self._replica)).glob("*.safetensors"):
+            old.unlink()  # left by an earlier incarnation; who still maps it keeps it
         try:
-            self._write_file(last)
+            self._mine = {snapshot: self._as_file(entry) for snapshot, entry in self._mine.items()}
         except (OSError, RayError) as error:
-            log.warning("the last snapshot of replica %d ends with this process: %s", self._replica, reason(error))
+            log.warning("the snapshots of replica %d end with this process: %s", self._replica, reason(error))
             return
-        self._mine = {last.header.id: Entry(last.header, [])}
         self._tell_mine()
 
-    def _write_file(self, entry: Entry) -> None:
+    def _as_file(self, entry: Entry) -> Entry:
         path = self._file(entry.header.id)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
         write_safetensors(temporary, ray.get(entry.refs[0], timeout=FETCH_TIMEOUT_S))
         temporary.replace(path)
-        for old in path.parent.glob("*.safetensors"):
-            if old != path:  # left by an earlier incarnation; who still maps it keeps it
-                old.unlink(missing_ok=True)
+        return Entry(entry.header, [])
 
     def _tell_mine(self) -> None:
         try:
-            self._ask("announce", self._replica, list(self._mine.values()))
+            self._ask("announce", self._replica, list(self._mine.values()), self._keep)
         except RayError:
             log.info("the directory does not answer; what replica %d has will be announced again", self._replica)
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture
 def run(ray_cluster: str, tmp_path: Path) -> Iterator[RunDir]:
-    directory = start_directory(tmp_path.name, keep=KEEP)
+    directory = start_directory(tmp_path.name)
     yield RunDir(tmp_path, "job")
     ray.kill(directory)
 
@@ -54,11 +54,17 @@ def test_unread_snapshot_of_a_killed_publisher_is_unavailable_and_says_so(run: R
     reader = connect(run, 1)
     (header,) = announced(reader)
     os.kill(pid, signal.SIGKILL)
-    time.sleep(0.3)
-    started = time.monotonic()
-    with pytest.raises(SnapshotUnavailable, match="publisher has died"):
-        reader.fetch(header)
-    assert time.monotonic() - started < 4
+    reasons: list[str] = []
+
+    def gone() -> bool:  # for a moment it can still be read
+        try:
+            reader.fetch(header)
+        except SnapshotUnavailable as unavailable:
+            reasons.append(str(unavailable))
+        return bool(reasons)
+
+    until(gone, limit_s=8)
+    assert "its publisher has died" in reasons[0]
     assert announced(reader) == [header], "what is announced is not the same as what may be had"
 
 
@@ -89,11 +95,9 @@ def test_poll_answers_the_last_known_while_nobody_is_there(run: RunDir) -> None:
 
 def test_dropped_snapshots_give_their_memory_back(run: RunDir) -> None:
     publisher = connect(run, 0)
-    before = used_bytes()
     for version in range(6):
         publish(publisher, version)
-    until(lambda: used_bytes() - before < (KEEP + 0.5) * 1.6e6, limit_s=5)
-    assert used_bytes() - before > (KEEP - 0.5) * 1.6e6
+    until(lambda: KEEP - 0.5 < used_bytes() / 1.6e6 < KEEP + 0.5, limit_s=5)
 
 
 def used_bytes() -> int:

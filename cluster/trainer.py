@@ -1,0 +1,189 @@
+"""One replica as one Ray Train run. Everything that is private to Ray Train 2.60 is in this file.
+
+Start-up is mostly processes importing Ray, so the run is slimmed to the three it needs: controller, synchronisation
+actor, worker. (Two replicas on two cores reach their first step in half the time.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.util.placement_group import remove_placement_group
+
+ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more process per replica; our restarts do not need a warning
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a dead worker is noticed within this
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+UNUSED_CALLBACKS = {"PlacementGroupCleanerCallback", "DatasetsCallback"}
+REPLY_TIMEOUT_S = 2.0
+
+
+class RunFailed(RuntimeError):
+    """A replica's run has ended without a result; the message is one sentence."""
+
+    def __init__(self, message: str, *, died: bool) -> None:
+        super().__init__(message)
+        self.died = died
+        """Whether a process vanished, rather than the training raising an error."""
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """What Ray Train is asked to run."""
+
+    replica: str
+    function: Callable[[dict[str, Any]], dict[str, Any]]
+    config: dict[str, str | int]
+    ranks: int
+    cpus: float
+    gpus: float
+    scratch: Path
+    """Where Ray Train may keep its own files."""
+    directory: Any
+    """The exchange directory, which also holds the handles by which a run is stopped."""
+
+    def fit(self) -> dict[str, Any]:
+        """Run to the end and return what the function returned on rank 0. Raises `RunFailed` at the first failure.
+
+        Ray Train restarts nothing: doing so ourselves takes about half a second longer, and leaves budget, back-off
+        and the reason of every failure in one place, also when it is the controller that died.
+        """
+        trainer = SlimTrainer(
+            self.function,
+            train_loop_config=dict(self.config),
+            scaling_config=ScalingConfig(
+                num_workers=self.ranks,
+                use_gpu=self.gpus > 0,
+                resources_per_worker={"CPU": self.cpus, "GPU": self.gpus} if self.gpus > 0 else {"CPU": self.cpus},
+            ),
+            run_config=RunConfig(
+                name=self.replica,
+                storage_path=str(self.scratch),
+                failure_config=FailureConfig(max_failures=0),
+                callbacks=[Registrar(self.directory, self.replica)],  # pyright: ignore[reportArgumentType]
+            ),
+        )
+        try:
+            value: Any = trainer.fit().return_value
+        except (TrainingFailedError, RayError) as error:
+            raise RunFailed(sentence_of(error), died=is_death(error)) from error
+        return value
+
+
+class SlimTrainer(DataParallelTrainer):
+    """Without torch's process group, and without the helpers of features that are not used."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in UNUSED_CALLBACKS]
+
+
+class Registrar(ControllerCallback, WorkerGroupCallback):
+    """Leaves, in the directory, the handles that stop this run. Runs in the controller: never waits, never raises."""
+
+    def __init__(self, directory: Any, replica: str) -> None:
+        self._directory, self._replica = directory, replica
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        self._register(controller=ray.get_runtime_context().current_actor)
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        state = worker_group.get_worker_group_state()
+        self._register(
+            workers=[worker.actor for worker in state.workers],
+            placement_group=state.placement_group_handle.placement_group,
+        )
+
+    def _register(self, **handles: Any) -> None:
+        self._directory.register.remote(self._replica, handles)
+
+
+def prepare_environment() -> None:
+    """Set what Ray Train reads from the environment; it hands these on to controllers and workers."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+# ---------------------------------------------------------------- stopping a run from outside
+
+
+def abort(directory: Any, replica: str) -> bool:
+    """Ask the run's controller to end it now; whether there was anybody to ask. `fit` then raises `RunFailed`."""
+    controller = _handles(directory, replica).get("controller")
+    if controller is not None:
+        controller.abort.remote()
+    return controller is not None
+
+
+def kill(directory: Any, replica: str) -> None:
+    """End the run without asking, and free what it reserved, which a killed controller cannot do."""
+    handles = _handles(directory, replica)
+    if "controller" in handles:
+        ray.kill(handles["controller"])
+    if "placement_group" in handles:
+        with contextlib.suppress(ValueError, RayError):  # gone already
+            remove_placement_group(handles["placement_group"])
+
+
+def kill_workers(directory: Any, replica: str) -> int:
+    """End the run's worker processes, as if they had died by themselves; how many there were."""
+    workers = _handles(directory, replica).get("workers", [])
+    for worker in workers:
+        ray.kill(worker)
+    return len(workers)
+
+
+def _handles(directory: Any, replica: str) -> dict[str, Any]:
+    try:
+        return ray.get(directory.registered.remote(replica), timeout=REPLY_TIMEOUT_S)
+    except RayError:
+        return {}
+
+
+# ---------------------------------------------------------------- what a failure means
+
+
+def is_death(error: BaseException) -> bool:
+    """Whether a worker or the controller vanished, in contrast to an error raised by the training."""
+    match error:
+        case WorkerGroupError():
+            return all(isinstance(e, WorkerHealthCheckFailedError) for e in error.worker_failures.values())
+        case ControllerError() | RayActorError():
+            return True
+        case _:
+            return False
+
+
+def sentence_of(error: BaseException) -> str:
+    """A failure in one sentence, without traceback or Ray's colours."""
+    match error:
+        case WorkerGroupError() if is_death(error):
+            return "its worker process died (killed, out of memory, or its node was lost)"
+        case WorkerGroupError():
+            failure = next(iter(error.worker_failures.values()))
+            return _named(getattr(failure, "_base_exc", failure))  # Ray Train keeps the text of the traceback beside it
+        case ControllerError():
+            return f"Ray Train could not run it: {_named(error.controller_failure)}"
+        case RayActorError():
+            return "its controller process died"
+        case _:
+            return _named(error)
+
+
+def _named(error: BaseException) -> str:
+    text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

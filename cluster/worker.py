@@ -1,0 +1,52 @@
+"""What runs on every rank of a replica: the bridge from Ray Train to `codistill.replica.train_replica`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, assert_never
+
+from cluster.decisions import MEMORY_REFUSED
+from cluster.transport import ObjectStoreTransport
+from codistill.exchange.transport import FilesTransport, Transport
+from codistill.run_dir import RunDir
+from codistill.spec import AutoTransport as AutoTransportSpec
+from codistill.spec import Exchange
+from codistill.spec import FilesTransport as FilesTransportSpec
+from codistill.spec import MemoryTransport as MemoryTransportSpec
+from codistill.spec import ObjectStoreTransport as ObjectStoreTransportSpec
+
+if TYPE_CHECKING:
+    from codistill.replica import SnapshotScope
+
+
+def train(config: dict[str, str | int]) -> dict[str, Any]:
+    """The train function: `storage`, `job`, `fence`, `index`, `namespace` → this replica's entry of `result.json`."""
+    from codistill.replica import train_replica  # with torch, which the driver need not wait for
+
+    run = RunDir(Path(str(config["storage"])), str(config["job"]))
+    exchange, namespace = run.read_spec().exchange, str(config["namespace"])
+    return train_replica(
+        run,
+        fence=int(config["fence"]),
+        index=int(config["index"]),
+        connect=lambda scope: connect(scope, exchange, namespace),
+    )
+
+
+def connect(scope: SnapshotScope, exchange: Exchange, namespace: str) -> Transport:
+    """This replica's end of the exchange that the spec asks for."""
+    match exchange.transport:
+        case ObjectStoreTransportSpec():
+            files = False
+        case FilesTransportSpec():
+            files = True
+        case AutoTransportSpec():
+            # In lockstep a replica that comes back needs the versions of before, and objects die with their owner.
+            files = exchange.mode == "lockstep"
+        case MemoryTransportSpec():
+            raise ValueError(MEMORY_REFUSED)
+        case _:
+            assert_never(exchange.transport)
+    if files:
+        return FilesTransport(scope.run, scope.index, scope.replicas, keep=scope.keep)
+    return ObjectStoreTransport(scope.run, scope.index, namespace=namespace, keep=scope.keep)
