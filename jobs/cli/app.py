@@ -1,0 +1,36 @@
+"""The command itself: every verb, in the order in which a newcomer meets them."""
+
+from __future__ import annotations
+
+import typer
+
+from jobs.cli import demo, local, remote, server, watch
+
+app = typer.Typer(
+    name="codistill",
+    help="Train neural networks together: replicas that teach each other through stale copies.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for verb in (
+    demo.demo,
+    local.init,
+    local.validate,
+    local.run,
+    server.serve,
+    server.down,
+    remote.submit,
+    remote.list_jobs,
+    remote.show,
+    remote.logs,
+    watch.watch,
+    remote.wait,
+    remote.cancel,
+    local.compare,
+    local.schema,
+):
+    name = "list" if verb is remote.list_jobs else verb.__name__
+    app.command(name)(verb)

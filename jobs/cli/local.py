@@ -1,0 +1,165 @@
+"""Verbs that need no service: init, validate, run, compare, schema."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from codistill.run_dir import RunDir, StorageError, checked_id
+from jobs.cli.exits import CommandError, Exit
+from jobs.cli.output import emit, emit_json, home, say
+
+Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="A .toml or .json file")]
+Storage = Annotated[
+    Path | None, typer.Option(help="Where run directories are [default: runs in CODISTILL_HOME]", metavar="DIR")
+]
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write")] = Path("codistill.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
+) -> int:
+    """Write a commented example spec to start from."""
+    from jobs.examples import example_text
+
+    if path.suffix != ".toml":
+        raise CommandError(f"{path}: the example is TOML; name a file that ends in .toml", Exit.USAGE)
+    try:
+        with path.open("w" if force else "x") as file:
+            file.write(example_text("digits-pair"))
+    except FileExistsError:
+        raise CommandError(f"{path} exists already; choose another name, or --force", Exit.USAGE) from None
+    except OSError as error:
+        raise CommandError(f"cannot write {path}: {error.strerror}", Exit.USAGE) from None
+    emit(str(path))
+    say(f"next: codistill validate {path} | codistill run {path}")
+    return Exit.DONE
+
+
+def validate(spec: Spec) -> int:
+    """Check a spec and print it with every default filled in."""
+    from codistill.spec_errors import load_spec
+
+    checked = load_spec(spec)
+    emit_json(checked.model_dump(mode="json"))
+    say(f"{spec} is valid: {checked.replicas.count} x {checked.training.steps} steps, method {checked.method.kind}")
+    return Exit.DONE
+
+
+def schema() -> int:
+    """Print the JSON Schema of a spec."""
+    from codistill.spec import JobSpec
+
+    emit_json(JobSpec.model_json_schema())
+    return Exit.DONE
+
+
+def run(
+    spec: Spec,
+    storage: Storage = None,
+    name: Annotated[str | None, typer.Option(help="Id of the job [default: the spec's name and a random end]")] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: on a Ray cluster of this machine; http://host:8265: as a Ray Job there", metavar="RAY"
+        ),
+    ] = None,
+) -> int:
+    """Train here and now, without a service."""
+    from codistill.spec_errors import load_spec
+    from jobs.job import new_job_id
+
+    checked = load_spec(spec)
+    try:
+        job_id = checked_id(name) if name else new_job_id(checked.name)
+    except ValueError as error:
+        raise CommandError(f"--name: {error}", Exit.USAGE) from None
+    directory = storage_or_default(storage)
+    if on is None:
+        return _run_module("codistill.local", str(spec), "--storage", str(directory), "--job", job_id)
+    require_cluster(f"run --on {on}")
+    fence = str((RunDir(directory, job_id).fences() or [0])[-1] + 1)
+    if on == "auto":
+        words = ["--spec-file", str(spec), "--storage", str(directory), "--job", job_id, "--fence", fence]
+        return _run_module("cluster.launch", *words, "--address", "auto")
+    if on.startswith(("http://", "https://")):
+        from jobs.cli.ray_job import run_as_ray_job
+
+        return run_as_ray_job(on, checked, directory, job_id, int(fence))
+    raise CommandError(f"--on {on}: use auto, or the address of a Ray dashboard such as http://host:8265", Exit.USAGE)
+
+
+def storage_or_default(given: Path | None) -> Path:
+    """`given` as it is, or the default, made when missing."""
+    if given is not None:
+        return given.absolute()
+    directory = home() / "runs"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot create {directory}: {error.strerror}; set CODISTILL_HOME or --storage") from error
+    return directory
+
+
+def _run_module(module: str, *arguments: str) -> int:
+    """Run one of our modules on this terminal; its exit code. Ctrl-C is the child's to handle: it writes a last
+    checkpoint."""
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    child = subprocess.Popen(command)
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code = child.wait()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    return Exit.INTERRUPTED if code == -signal.SIGINT else code if code >= 0 else Exit.OUR_BUG
+
+
+def require_cluster(what: str) -> None:
+    """Raise `CommandError` unless the extra that brings Ray and the service is installed."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("ray", "sqlalchemy", "alembic") if find_spec(name) is None]
+    if missing:
+        message = f"{what} needs {', '.join(missing)}, not installed here: pip install 'codistill[cluster]'"
+        raise CommandError(message, Exit.UNAVAILABLE)
+
+
+def compare(
+    arms: Annotated[
+        list[str], typer.Argument(metavar="ARM=RUN[,RUN]...", help="Runs of an arm: directories, or ids in --storage")
+    ],
+    storage: Storage = None,
+) -> int:
+    """Set finished runs side by side: quality, churn between the runs of an arm, cost."""
+    from codistill.compare import NothingToCompare
+    from codistill.compare import compare as compare_runs
+
+    found = {name: [_run_dir(word, storage) for word in words.split(",")] for name, words in map(_arm, arms)}
+    try:
+        emit(compare_runs(found).as_text())
+    except NothingToCompare as error:
+        raise CommandError(str(error), Exit.JOB_NOT_FINISHED) from None
+    return Exit.DONE
+
+
+def _arm(word: str) -> tuple[str, str]:
+    name, separator, runs = word.partition("=")
+    return (name, runs) if separator else (Path(word).name, word)
+
+
+def _run_dir(word: str, storage: Path | None) -> RunDir:
+    """A run by its directory, or by its id."""
+    path = Path(word)
+    parent, job_id = (path.absolute().parent, path.name) if path.is_dir() else (storage or home() / "runs", word)
+    try:
+        run = RunDir(parent.absolute(), checked_id(job_id))
+    except ValueError:
+        raise CommandError(f"{word} is neither a run directory nor the id of a job", Exit.USAGE) from None
+    if not run.root.is_dir():
+        raise CommandError(f"there is no run {job_id} in {parent}; --storage names another place", Exit.JOB_NOT_FOUND)
+    return run

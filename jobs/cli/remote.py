@@ -1,0 +1,202 @@
+"""Verbs that talk to a service: submit, list, show, logs, wait, cancel."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.cli.exits import CommandError, Exit, exit_of
+from jobs.cli.output import Format, emit, emit_json, number, plain, say, service_url, table
+from jobs.status import State
+
+if TYPE_CHECKING:
+    from jobs.client import Client, RemoteJob
+
+Url = Annotated[str | None, typer.Option("--url", help="Address of the service [env: CODISTILL_URL]", metavar="URL")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job")]
+Output = Annotated[Format, typer.Option("-o", "--output", help="How to print")]
+
+
+def connect(url: str | None) -> Client:
+    from jobs.client import Client
+
+    return Client(url or service_url())
+
+
+def submit(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A .toml or .json file")],
+    url: Url = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end")] = False,
+) -> int:
+    """Give a job to the service; prints its id."""
+    from codistill.spec_errors import load_spec
+
+    checked = load_spec(spec)
+    with connect(url) as client:
+        job = client.submit(checked)
+        emit(job.id)
+        say(f"next: codistill watch {job.id} | codistill logs {job.id} --follow | codistill cancel {job.id}")
+        if watch:
+            from jobs.cli.watch import follow
+
+            return follow(client, job.id)
+    return Exit.DONE
+
+
+def list_jobs(
+    state: Annotated[State | None, typer.Option(help="Only jobs in this state")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many")] = 50,
+    output: Output = Format.TABLE,
+    url: Url = None,
+) -> int:
+    """Jobs of the service, newest first."""
+    with connect(url) as client:
+        page = client.list(limit=limit, state=state)
+    if output is Format.JSON:
+        emit_json(page)
+        return Exit.DONE
+    rows = [
+        (item["id"], item["status"]["state"], item["status"]["attempts"], item["created_at"], _why(item["status"]))
+        for item in page["items"]
+    ]
+    emit(table(("JOB", "STATE", "ATTEMPTS", "CREATED", "REASON"), rows))
+    if page["next_cursor"] is not None:
+        say(f"there are more; --limit {min(500, 2 * limit)} shows them")
+    return Exit.DONE
+
+
+def _why(status: dict[str, Any]) -> str:
+    return status["reason"]["message"] if status["reason"] else ""
+
+
+def show(job: JobId, output: Output = Format.TABLE, url: Url = None) -> int:
+    """Everything the service knows about a job."""
+    with connect(url) as client:
+        found = client.show(job)
+    if output is Format.JSON:
+        emit_json(found.value)
+    else:
+        emit(describe(found))
+    return Exit.DONE
+
+
+def describe(job: RemoteJob) -> str:
+    """A job for a person to read."""
+    status = job.value["status"]
+    progress = status["progress"]
+    lines = [
+        f"{job.id}  {job.state}  attempt {status['fence']}  {progress['completed']}/{progress['total']} steps",
+        *([f"because: {plain(job.reason.message)} [{job.reason.code}]"] if job.reason else []),
+        *(["degraded: some replicas failed"] if status["degraded"] else []),
+        "",
+        replica_table(status["replicas"]),
+        "",
+        table(
+            ("SINCE", "STATE", "ATTEMPT", "REASON"),
+            [(t["time"], t["state"], t["fence"], _why(t)) for t in status["transitions"]],
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def replica_table(replicas: list[dict[str, Any]]) -> str:
+    """One line per replica: how far, how well, who teaches it and how stale."""
+    rows = [
+        (
+            r["replica"],
+            r.get("state") or "not started",
+            "-" if r.get("step") is None else f"{r['step']}/{r.get('steps', '?')}",
+            number(r.get("loss")),
+            teacher_ages(r.get("teachers", [])),
+            "-" if r["seconds_since_beat"] is None else f"{r['seconds_since_beat']:.1f} s",
+        )
+        for r in replicas
+    ]
+    return table(("REPLICA", "STATE", "STEP", "LOSS", "TEACHERS (lag/offset)", "LAST HEARD"), rows)
+
+
+def teacher_ages(teachers: list[dict[str, Any]]) -> str:
+    """E.g. `replica-1 v600 12/50`: version, the peer's steps since, our own steps since."""
+    ages = [
+        f"{t['teacher']} v{t['version']} {'?' if t['lag_steps'] is None else t['lag_steps']}/{t['offset_steps']}"
+        for t in teachers
+    ]
+    return ", ".join(ages) or "-"
+
+
+def logs(
+    job: JobId,
+    replica: Annotated[str, typer.Option(help="replica-0, replica-1, ... or driver")] = "replica-0",
+    tail: Annotated[int | None, typer.Option(min=0, help="Only the last lines")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends")] = False,
+    url: Url = None,
+) -> int:
+    """What a replica of a job, or its driver, has written."""
+    with connect(url) as client:
+        text, offset = client.logs(job, replica=replica, tail=tail)
+        _write(text)
+        if not text and not follow:
+            say(f"{replica} has written nothing yet; codistill show {job} says how far the job is")
+        if follow:
+            _follow_log(client, job, replica, offset)
+    return Exit.DONE
+
+
+def _follow_log(client: Client, job: str, replica: str, offset: int) -> None:
+    try:
+        while True:
+            ended = client.show(job).ended
+            text, offset = client.logs(job, replica=replica, offset=offset)
+            _write(text)
+            if ended and not text:
+                return
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        say(f"\nno longer following; the job goes on. To end it: codistill cancel {job}")
+        raise
+
+
+def _write(text: str) -> None:
+    for line in text.splitlines(keepends=True):
+        sys.stdout.write(plain(line.rstrip("\n")) + ("\n" if line.endswith("\n") else ""))
+    sys.stdout.flush()
+
+
+def wait(
+    job: JobId,
+    timeout: Annotated[float | None, typer.Option(help="Seconds to wait at most", metavar="SECONDS")] = None,
+    url: Url = None,
+) -> int:
+    """Wait for a job to end; the exit code says how (0 succeeded, 100 failed, 101 not finished, 103 cancelled)."""
+    with connect(url) as client:
+        try:
+            ended = client.wait(job, timeout_s=timeout)
+        except TimeoutError as error:
+            raise CommandError(str(error), Exit.JOB_NOT_FINISHED) from None
+    tell_end(ended)
+    return exit_of(ended.state)
+
+
+def tell_end(job: RemoteJob) -> None:
+    reason = f": {plain(job.reason.message)}" if job.reason else ""
+    say(f"{job.id} {job.state}{reason}")
+
+
+def cancel(
+    job: JobId,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,
+    url: Url = None,
+) -> int:
+    """End a job; its replicas write a last checkpoint first."""
+    if not yes and sys.stdin.isatty() and not typer.confirm(f"End {job}?", err=True):
+        return Exit.DONE
+    with connect(url) as client:
+        found = client.cancel(job)
+    say(
+        f"{found.id} is {found.state}" + ("" if found.ended else f"; codistill wait {found.id} tells when it has ended")
+    )
+    return Exit.DONE

@@ -1,0 +1,182 @@
+"""`codistill serve` and `codistill down`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jobs.cli.exits import CommandError, Exit
+from jobs.cli.output import home, say
+
+if TYPE_CHECKING:
+    from jobs.head import HeadSize
+
+READY_TIMEOUT_S = 60.0
+DEFAULT_PORT = 8700
+
+
+def serve(
+    on: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster [default: start one here]", metavar="ADDRESS")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the service, on loopback")] = DEFAULT_PORT,
+    storage: Annotated[
+        Path | None,
+        typer.Option(help="Run directories; every node must see it [default: runs in CODISTILL_HOME]", metavar="DIR"),
+    ] = None,
+    cpus: Annotated[float | None, typer.Option(min=1, help="CPUs for jobs [default: all of this machine]")] = None,
+    object_store_mb: Annotated[int, typer.Option(min=100, help="Memory for snapshots on their way")] = 1024,
+) -> int:
+    """Run the job service. Ctrl-C ends the service, not the jobs; `codistill down` ends all."""
+    from jobs.cli.local import require_cluster
+
+    require_cluster("serve")
+    from jobs import head as heads
+
+    directory = _prepare_storage(storage)
+    with heads.only_one(home()):
+        _check_store(home())
+        if on is None:
+            size = heads.HeadSize(cpus or float(os.cpu_count() or 1), object_store_bytes=object_store_mb << 20)
+            address, moved = _own_head(size, port)
+        else:
+            address, moved = on, False
+            _refuse_taken(port)
+        return _serve_on(address, port, directory, restart=moved, ours=on is None)
+
+
+def _prepare_storage(given: Path | None) -> Path:
+    from jobs.cli.local import storage_or_default
+    from jobs.storage import check_storage
+
+    directory = storage_or_default(given)
+    check_storage(directory)
+    return directory
+
+
+def _store_url() -> str:
+    from jobs.head import service_dir
+
+    return f"sqlite:///{service_dir(home()) / 'jobs.db'}"
+
+
+def _check_store(where: Path) -> None:
+    """Bring the store to its newest schema here, where its errors can be said."""
+    from jobs.store import Store
+
+    Store.open(_store_url()).close()
+
+
+def _own_head(size: HeadSize, port: int) -> tuple[str, bool]:
+    """The address of this user's head, started if need be, and whether its service must move to another port."""
+    from jobs import head as heads
+
+    known = heads.remembered(home())
+    if known is not None and heads.is_alive(known):
+        if known.http_port != port:
+            _refuse_taken(port)
+        say(f"going on with the Ray head at {known.address}")
+        _let_in(heads.ray_environment(known))
+        heads.remember(home(), replace(known, http_port=port))
+        return known.address, known.http_port != port
+    _refuse_taken(port)
+    if known is not None:
+        heads.end(home(), known)  # what is left of a head that broke
+    say("starting a Ray head")
+    started = heads.start(home(), size, http_port=port)
+    _let_in(heads.ray_environment(started))
+    return started.address, False
+
+
+def _let_in(environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+
+
+def _refuse_taken(port: int) -> None:
+    from jobs.head import port_is_free
+
+    if not port_is_free(port):
+        raise CommandError(
+            f"port {port} of 127.0.0.1 is in use; end what uses it, or choose another --port", Exit.UNAVAILABLE
+        )
+
+
+def _serve_on(address: str, port: int, storage: Path, *, restart: bool, ours: bool) -> int:
+    from jobs import serve as service
+    from jobs.head import service_dir
+
+    ended = threading.Event()
+    interrupted = threading.Event()
+    try:
+        service.attach(address, service_dir(home()))
+    except Exception as error:
+        raise CommandError(
+            f"cannot attach to a Ray cluster at {address}: {_last_line(error)}", Exit.UNAVAILABLE
+        ) from error
+    # After ray.init, which installs a handler of its own.
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    signal.signal(signal.SIGINT, lambda *_: (interrupted.set(), ended.set()))
+    if restart:
+        service.withdraw()
+    service.deploy(service.Settings(_store_url(), str(storage)), port)
+    url = f"http://127.0.0.1:{port}"
+    _wait_ready(url, ended)
+    if not ended.is_set():
+        say(f"codistill serves at {url}; run directories in {storage}")
+        say("next: codistill submit SPEC | codistill list")
+    while not ended.wait(3600):
+        pass
+    service.withdraw()
+    say(
+        "the service has ended; the Ray cluster and its jobs go on. codistill serve finds them again"
+        + (", codistill down ends them" if ours else "")
+    )
+    return Exit.INTERRUPTED if interrupted.is_set() else Exit.DONE
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def _wait_ready(url: str, ended: threading.Event) -> None:
+    from jobs.client import Client
+
+    give_up = time.monotonic() + READY_TIMEOUT_S
+    with Client(url) as client:
+        while not ended.is_set() and not client.ready():
+            if time.monotonic() > give_up:
+                raise CommandError(f"the service does not answer at {url}; is its port right?", Exit.UNAVAILABLE)
+            time.sleep(0.1)
+
+
+def down(
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False,
+) -> int:
+    """End the Ray head that `codistill serve` started, with its service and every running job."""
+    from jobs import head as heads
+
+    known = heads.remembered(home())
+    if known is None:
+        say("nothing to end: no Ray head was started from here")
+        return Exit.DONE
+    say(
+        f"this ends the Ray head at {known.address}, the service at port {known.http_port}, and every job running there"
+    )
+    if not yes:
+        if not sys.stdin.isatty():
+            raise CommandError("not asked, as there is no terminal; --yes ends it", Exit.USAGE)
+        if not typer.confirm("End it?", err=True):
+            return Exit.DONE
+    count = heads.end(home(), known)
+    say(f"ended {count} processes")
+    return Exit.DONE

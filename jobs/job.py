@@ -1,0 +1,85 @@
+"""What the service knows about a job: plain values, between the store and everybody else."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from codistill.capacity import Demand, demand_of
+from codistill.spec import JobSpec
+from codistill.spec_errors import parse_spec
+from jobs.status import State
+
+_ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
+
+
+def new_job_id(name: str) -> str:
+    """`name`, cut to fit, and six random letters or digits."""
+    tail = "".join(secrets.choice(_ID_LETTERS) for _ in range(6))
+    return f"{name[:56].rstrip('-')}-{tail}"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a job is where it is."""
+
+    code: str
+    """Stable and short, for programs."""
+    message: str
+    """One sentence, for people."""
+    replica: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {"code": self.code, "message": self.message, "replica": self.replica}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any] | None) -> Reason | None:
+        if not value:
+            return None
+        return Reason(str(value.get("code", "unknown")), str(value.get("message", "")), value.get("replica"))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of the store. Times are seconds since the epoch."""
+
+    seq: int
+    """Order of submission, ascending."""
+    id: str
+    name: str
+    labels: Mapping[str, str]
+    spec_json: Mapping[str, Any]
+    state: State
+    reason: Reason | None
+    first_cause: Reason | None
+    """Why the first attempt that was lost was lost; what a job that runs out of attempts fails with."""
+    fence: int
+    """Number of the current attempt; 0 before the first."""
+    attempts: int
+    submission_id: str | None
+    created_at: float
+    updated_at: float
+    state_since: float
+    started_at: float | None
+    """When the first attempt began."""
+    ended_at: float | None
+
+    @property
+    def spec(self) -> JobSpec:
+        return parse_spec(self.spec_json)
+
+    @property
+    def demand(self) -> Demand:
+        return demand_of(self.spec)
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One change of state."""
+
+    state: State
+    fence: int
+    reason: Reason | None
+    time: float
