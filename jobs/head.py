@@ -18,18 +18,15 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from codistill.run_dir import StorageError, read_json, write_json
 from jobs import processes
+from jobs.errors import HeadError
 
 START_TIMEOUT_S = 60.0
 START_TRIES = 3
 DEFAULT_OBJECT_STORE_BYTES = 1 << 30
-
-
-class HeadError(RuntimeError):
-    """The head cannot be started; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +68,30 @@ def service_dir(home: Path) -> Path:
 @contextmanager
 def only_one(home: Path) -> Generator[None]:
     """Held while a service runs from `home`; the kernel lets go when its process dies. Raises `HeadError`."""
-    with (service_dir(home) / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HeadError(f"a service from {home} is running already; end it first, or set CODISTILL_HOME") from None
+    with (service_dir(home) / "lock").open("a+") as file:
+        if not _try_lock(file):
+            raise HeadError(f"a service from {home} is running already; end it first, or set CODISTILL_HOME")
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
         yield
+
+
+def serving_pid(home: Path) -> int | None:
+    """The process that holds `only_one` now."""
+    path = home / "service" / "lock"
+    if not path.exists():
+        return None
+    with path.open("r+") as file:
+        return None if _try_lock(file) else int(file.read())
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 # ---------------------------------------------------------------- remember

@@ -29,10 +29,11 @@ from jobs.decide import (
     admit,
     decide,
 )
+from jobs.errors import StoreError
 from jobs.job import Job, Reason
 from jobs.runner import Runner, RunnerError, submission_id
 from jobs.status import RESERVING, State
-from jobs.store import LostRace, Store, StoreError
+from jobs.store import LostRace, Store
 
 log = logging.getLogger("codistill.manager")
 

@@ -6,8 +6,9 @@ import logging
 import threading
 import uuid
 
+from jobs.errors import StoreError
 from jobs.manager import Manager
-from jobs.store import Store, StoreError
+from jobs.store import Store
 
 log = logging.getLogger("codistill.manager")
 

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from codistill.run_dir import StorageError
 from codistill.spec_errors import Problem
-from jobs.store import StoreError
+from jobs.errors import StoreError
 
 log = logging.getLogger("codistill.api")
 

@@ -89,6 +89,7 @@ def attach(address: str, directory: Path) -> None:
     first on its workers' import path, where a folder named `jobs` would shadow ours."""
     import ray
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     os.chdir(directory)
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace=APP_NAME)
 

@@ -17,9 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from codistill.spec import JobSpec
 from jobs.job import Job, Reason, Transition, new_job_id
 from jobs.status import TERMINAL, State, check
-from jobs.store_engine import StoreError, explain, make_engine, migrate
-
-__all__ = ["LostRace", "Store", "StoreError"]
+from jobs.store_engine import explain, make_engine, migrate
 
 _METADATA = sa.MetaData()
 

@@ -11,11 +11,9 @@ from alembic.config import Config
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from jobs.errors import StoreError
+
 BUSY_TIMEOUT_S = 10.0
-
-
-class StoreError(RuntimeError):
-    """The store cannot be read or written; the message says why and what would be right."""
 
 
 def make_engine(url: str) -> sa.Engine:

@@ -63,6 +63,10 @@ def _known(error: Exception) -> int | None:
     if isinstance(error, StorageError):
         return _say(str(error), Exit.UNAVAILABLE)
     from jobs.client import ServiceRefused, ServiceUnreachable
+    from jobs.errors import HeadError, StoreError
+
+    if isinstance(error, (HeadError, StoreError)):
+        return _say(str(error), Exit.UNAVAILABLE)
 
     if isinstance(error, ServiceUnreachable):
         return _say(f"{error}; start one with: codistill serve", Exit.UNAVAILABLE)

@@ -1,6 +1,199 @@
-from jobs.cli.exits import Exit
+"""`codistill demo`: two models alone against two pairs that teach each other, through the whole stack.
+
+It starts a service of its own in a temporary place, submits over HTTP, compares, and ends everything it started.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from codistill.run_dir import RunDir
+from codistill.spec import JobSpec
+from codistill.spec_errors import parse_spec
+from jobs.cli.exits import CommandError, Exit
+from jobs.cli.output import emit, home, say
+from jobs.status import State
+
+if TYPE_CHECKING:
+    from codistill.compare import Comparison, Row
+    from jobs.client import Client, RemoteJob
+
+SEEDS = (1, 2)
+SOLO, PAIR = "solo", "codistilled"
+START_TIMEOUT_S = 90.0
+JOBS_TIMEOUT_S = 420.0
+POLL_S = 0.5
 
 
 def demo() -> int:
     """Train two models alone and two pairs together, through the whole stack, and compare."""
+    from jobs.cli.local import require_cluster
+
+    require_cluster("demo")
+    storage = home() / "demo"
+    storage.mkdir(parents=True, exist_ok=True)
+    with _sigterm_as_interrupt(), _service(storage) as url:
+        from jobs.client import Client
+
+        with Client(url) as client:
+            arms = {arm: [client.submit(spec).id for spec in specs] for arm, specs in demo_specs().items()}
+            _follow(client, arms)
+    _report(storage, arms)
     return Exit.DONE
+
+
+def demo_specs() -> dict[str, list[JobSpec]]:
+    """The jobs of both arms: the same budget per replica, independent runs that differ in their seed."""
+    import tomllib
+
+    from jobs.examples import example_text
+
+    files = {SOLO: "demo-solo", PAIR: "demo-pair"}
+    texts = {arm: tomllib.loads(example_text(file)) for arm, file in files.items()}
+    return {arm: [parse_spec({**values, "seed": seed}) for seed in SEEDS] for arm, values in texts.items()}
+
+
+# ---------------------------------------------------------------- a service for the time of the demo
+
+
+@contextmanager
+def _service(storage: Path) -> Generator[str]:
+    """A service with a head and a state of its own; yields its address, leaves no process behind."""
+    from jobs import head as heads
+
+    state = Path(tempfile.mkdtemp(prefix="codistill-demo-"))
+    port = heads.free_ports(1)[0]
+    # Two at least: a pair starts whole, and on one core it only takes longer.
+    cpus = max(2, os.cpu_count() or 1)
+    command = [sys.executable, "-P", "-m", "jobs.cli", "serve", "--port", str(port), "--storage", str(storage)]
+    command += ["--cpus", str(cpus), "--object-store-mb", "256"]
+    log_path = state / "serve.log"
+    try:
+        say("starting a Ray head and a service for the demo ...")
+        with log_path.open("w") as log:
+            # A session of its own: Ctrl-C is ours to handle, so that everything is ended in order.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "CODISTILL_HOME": str(state)},
+                start_new_session=True,
+            )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_ready(url, process, log_path)
+            yield url
+        finally:
+            # Without the time for an orderly end, the head is what the command would only withdraw from.
+            process.kill()
+            process.wait()
+    finally:
+        known = heads.remembered(state)
+        if known is not None:
+            heads.end(state, known)
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def _wait_ready(url: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
+    from jobs.client import Client
+
+    give_up = time.monotonic() + START_TIMEOUT_S
+    with Client(url) as client:
+        while not client.ready():
+            if process.poll() is not None or time.monotonic() > give_up:
+                lines = log_path.read_text(errors="replace").strip().splitlines()
+                last = lines[-1].removeprefix("codistill: ") if lines else f"nothing was said in {START_TIMEOUT_S:g} s"
+                raise CommandError(f"the demo's service did not start: {last}", Exit.UNAVAILABLE)
+            time.sleep(0.2)
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Generator[None]:
+    """SIGTERM takes the way of Ctrl-C, past every clean-up."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+# ---------------------------------------------------------------- follow
+
+
+def _follow(client: Client, arms: Mapping[str, Sequence[str]]) -> None:
+    """Live lines until all have succeeded. Raises `CommandError` when one does not."""
+    from jobs.cli.watch import LineReporter
+
+    open_jobs = {job_id: LineReporter(f"{arm:<12}") for arm, ids in arms.items() for job_id in ids}
+    give_up = time.monotonic() + JOBS_TIMEOUT_S
+    while open_jobs:
+        for job_id, reporter in list(open_jobs.items()):
+            job = client.show(job_id)
+            for line in reporter.lines(job, time.monotonic()):
+                say(line)
+            if job.ended:
+                del open_jobs[job_id]
+                _refuse_failure(job)
+        if time.monotonic() > give_up:
+            raise CommandError(f"{', '.join(open_jobs)} did not end in {JOBS_TIMEOUT_S:g} s", Exit.JOB_NOT_FINISHED)
+        time.sleep(POLL_S)
+
+
+def _refuse_failure(job: RemoteJob) -> None:
+    if job.state is not State.SUCCEEDED:
+        because = job.reason.message if job.reason else "no reason was given"
+        raise CommandError(f"{job.id} is {job.state}: {because}", Exit.JOB_FAILED)
+
+
+# ---------------------------------------------------------------- report
+
+
+def _report(storage: Path, arms: Mapping[str, Sequence[str]]) -> None:
+    from codistill.compare import compare
+
+    runs = {arm: [RunDir(storage, job_id) for job_id in ids] for arm, ids in arms.items()}
+    comparison = compare(runs, ensemble_of=SOLO)
+    emit("")
+    emit(comparison.as_text())
+    emit("one seed each: an illustration, not evidence")
+    emit(verdict(comparison))
+    words = " ".join(f"{arm}={','.join(ids)}" for arm, ids in arms.items())
+    say(f"\nrun directories: {storage}")
+    say("next:")
+    say("  codistill init my.toml && codistill run my.toml      # change what you like, train here")
+    say("  codistill serve                                      # then, elsewhere: codistill submit my.toml --watch")
+    say(f"  codistill compare --storage {storage} {words}")
+
+
+def verdict(comparison: Comparison) -> str:
+    """Whether exchanging helped, said either way."""
+    solo, pair = _row(comparison, SOLO), _row(comparison, PAIR)
+    better = [
+        *(["log loss"] if pair.log_loss < solo.log_loss else []),
+        *(["accuracy"] if pair.accuracy > solo.accuracy else []),
+        *(["churn"] if (pair.mean_abs_difference or 0.0) < (solo.mean_abs_difference or 0.0) else []),
+    ]
+    served = f"to serve, by validation log loss: {comparison.served.arm}"
+    if not better:
+        return f"exchange did not help here: no better accuracy, log loss or churn than alone; {served}"
+    worse = [name for name in ("accuracy", "log loss", "churn") if name not in better]
+    return f"exchange helped: {', '.join(better)}" + (f"; not: {', '.join(worse)}" if worse else "") + f"; {served}"
+
+
+def _row(comparison: Comparison, arm: str) -> Row:
+    return next(row for row in comparison.rows if row.arm == arm)

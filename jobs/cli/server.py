@@ -17,9 +17,10 @@ from jobs.cli.exits import CommandError, Exit
 from jobs.cli.output import home, say
 
 if TYPE_CHECKING:
-    from jobs.head import HeadSize
+    from jobs.head import Head, HeadSize
 
 READY_TIMEOUT_S = 60.0
+HEAD_CHECK_S = 1.0
 DEFAULT_PORT = 8700
 
 
@@ -46,11 +47,10 @@ def serve(
         _check_store(home())
         if on is None:
             size = heads.HeadSize(cpus or float(os.cpu_count() or 1), object_store_bytes=object_store_mb << 20)
-            address, moved = _own_head(size, port)
-        else:
-            address, moved = on, False
-            _refuse_taken(port)
-        return _serve_on(address, port, directory, restart=moved, ours=on is None)
+            own, moved = _own_head(size, port)
+            return _serve_on(own.address, port, directory, restart=moved, own=own)
+        _refuse_taken(port)
+        return _serve_on(on, port, directory, restart=False, own=None)
 
 
 def _prepare_storage(given: Path | None) -> Path:
@@ -75,8 +75,8 @@ def _check_store(where: Path) -> None:
     Store.open(_store_url()).close()
 
 
-def _own_head(size: HeadSize, port: int) -> tuple[str, bool]:
-    """The address of this user's head, started if need be, and whether its service must move to another port."""
+def _own_head(size: HeadSize, port: int) -> tuple[Head, bool]:
+    """This user's head, started if need be, and whether its service must move to another port."""
     from jobs import head as heads
 
     known = heads.remembered(home())
@@ -86,14 +86,14 @@ def _own_head(size: HeadSize, port: int) -> tuple[str, bool]:
         say(f"going on with the Ray head at {known.address}")
         _let_in(heads.ray_environment(known))
         heads.remember(home(), replace(known, http_port=port))
-        return known.address, known.http_port != port
+        return known, known.http_port != port
     _refuse_taken(port)
     if known is not None:
         heads.end(home(), known)  # what is left of a head that broke
     say("starting a Ray head")
     started = heads.start(home(), size, http_port=port)
     _let_in(heads.ray_environment(started))
-    return started.address, False
+    return started, False
 
 
 def _let_in(environment: dict[str, str]) -> None:
@@ -110,37 +110,44 @@ def _refuse_taken(port: int) -> None:
         )
 
 
-def _serve_on(address: str, port: int, storage: Path, *, restart: bool, ours: bool) -> int:
+def _serve_on(address: str, port: int, storage: Path, *, restart: bool, own: Head | None) -> int:
     from jobs import serve as service
     from jobs.head import service_dir
 
-    ended = threading.Event()
-    interrupted = threading.Event()
     try:
         service.attach(address, service_dir(home()))
     except Exception as error:
-        raise CommandError(
-            f"cannot attach to a Ray cluster at {address}: {_last_line(error)}", Exit.UNAVAILABLE
-        ) from error
+        message = f"cannot attach to a Ray cluster at {address}: {_last_line(error)}"
+        raise CommandError(message, Exit.UNAVAILABLE) from error
+    ended = threading.Event()
+    interrupted = threading.Event()
     # After ray.init, which installs a handler of its own.
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     signal.signal(signal.SIGINT, lambda *_: (interrupted.set(), ended.set()))
     if restart:
         service.withdraw()
     service.deploy(service.Settings(_store_url(), str(storage)), port)
-    url = f"http://127.0.0.1:{port}"
-    _wait_ready(url, ended)
+    _wait_ready(f"http://127.0.0.1:{port}", ended)
     if not ended.is_set():
-        say(f"codistill serves at {url}; run directories in {storage}")
+        say(f"codistill serves at http://127.0.0.1:{port}; run directories in {storage}")
         say("next: codistill submit SPEC | codistill list")
-    while not ended.wait(3600):
-        pass
+    _until_ended(ended, own)
     service.withdraw()
-    say(
-        "the service has ended; the Ray cluster and its jobs go on. codistill serve finds them again"
-        + (", codistill down ends them" if ours else "")
-    )
+    say("the service has ended; the Ray cluster and its jobs go on. codistill serve finds them again")
+    if own is not None:
+        say("codistill down ends them")
     return Exit.INTERRUPTED if interrupted.is_set() else Exit.DONE
+
+
+def _until_ended(ended: threading.Event, own: Head | None) -> None:
+    from jobs.head import is_alive
+
+    while not ended.wait(HEAD_CHECK_S):
+        if own is not None and not is_alive(own):
+            say("codistill: the Ray head has gone, and the service with it; codistill serve starts both again")
+            sys.stderr.flush()
+            # Ray's way out would wait for the cluster that is no more.
+            os._exit(Exit.UNAVAILABLE)
 
 
 def _last_line(error: Exception) -> str:
@@ -177,6 +184,22 @@ def down(
             raise CommandError("not asked, as there is no terminal; --yes ends it", Exit.USAGE)
         if not typer.confirm("End it?", err=True):
             return Exit.DONE
+    serving = heads.serving_pid(home())
     count = heads.end(home(), known)
+    if serving is not None:
+        count += _end_command(serving)
     say(f"ended {count} processes")
     return Exit.DONE
+
+
+def _end_command(pid: int) -> int:
+    """End the `codistill serve` that served from the head; it ends by itself when it misses the head."""
+    from jobs import head as heads
+
+    give_up = time.monotonic() + 5 * HEAD_CHECK_S
+    while heads.serving_pid(home()) == pid:
+        if time.monotonic() > give_up:
+            os.kill(pid, signal.SIGKILL)
+            break
+        time.sleep(0.1)
+    return 1
