@@ -20,5 +20,9 @@ def mean_probabilities(logits: Sequence[Tensor], *, temperature: float = 1.0) ->
     Probabilities are averaged, not logits: for forward KL this gives the student the mean of the per-teacher gradients,
     and a class that one teacher rules out is not ruled out by all (Anil et al. 2018).
     """
-    each = torch.stack([F.log_softmax(one.float() / temperature, dim=-1) for one in logits])
+    each = torch.stack([F.log_softmax(_wide(one) / temperature, dim=-1) for one in logits])
     return torch.logsumexp(each, dim=0) - math.log(len(logits))
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -157,6 +157,8 @@ def _tend(run: RunDir, spec: JobSpec, fence: int, child: _Child) -> None:
     code = child.process.poll()
     if code is None:
         return
+    if child.process.stdin is not None:
+        child.process.stdin.close()
     child.process = None
     entry = read_json(_result_path(run, fence, child))
     if code == 0 and entry is not None:

@@ -107,7 +107,8 @@ def train_phase(
 ) -> Generator[int]:
     """Train from `work.step` to the end of the phase.
 
-    Yields once a step, between publishing and reading, where replicas of one process let each other take their turn.
+    Yields twice a step, after publishing and after training, where replicas of one process let each other take their
+    turn: all publish, then all read and train.
     Raises `StopRequested` between steps, `TrainingDiverged`, and `ValueError` when a group names what no loss reaches.
     """
     for step in range(work.step, phase.steps):
@@ -136,6 +137,7 @@ def train_phase(
         work.state = phase.adapt(work.state, stats)
         work.step = step + 1
         around.after_step(work.step, stats)
+        yield step
 
 
 def finite(stats: Mapping[str, Tensor], step: int) -> dict[str, float]:

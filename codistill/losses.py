@@ -1,11 +1,12 @@
 """Losses: pure functions of tensors.
 
-One convention throughout: sum over classes, mean over all positions, softmax in float32 even under autocast. A target
+One convention throughout: sum over classes, mean over all positions, softmax in float32 at least, even under autocast. A target
 is given as log-probabilities, which are logits to every function here; it is detached unless `through` says otherwise.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,4 +44,5 @@ def _target(log_probabilities: Tensor, through: bool) -> Tensor:
 
 
 def _flat(values: Tensor) -> Tensor:
-    return values.float().reshape(-1, values.shape[-1])
+    # float32 at least: half precision is widened, float64 stays.
+    return values.to(torch.promote_types(values.dtype, torch.float32)).reshape(-1, values.shape[-1])

@@ -59,6 +59,4 @@ def _normalises_by_batch(layer: nn.Module) -> bool:
 
 
 def _cuda_devices(module: nn.Module) -> list[int]:
-    return sorted(
-        {p.device.index for p in module.parameters() if p.device.type == "cuda" and p.device.index is not None}
-    )
+    return sorted({parameter.get_device() for parameter in module.parameters() if parameter.is_cuda})

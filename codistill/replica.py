@@ -94,7 +94,7 @@ def replica_turns(
     device: str | None = None,
     before_step: Callable[[int], None] = lambda step: None,
 ) -> Generator[int, None, dict[str, Any]]:
-    """`train_replica`, yielding once a step."""
+    """`train_replica` as a generator that yields where other replicas of the process may take their turn."""
     spec = run.read_spec()
     name = replica_name(index)
     torch.set_num_threads(max(1, int(spec.replicas.cpus)))

@@ -158,6 +158,8 @@ class Mailbox:
         version = self._settings.rule.newest_due(step)
         if version is None:
             return []
+        if self._helper is None:
+            self._reports = self._transport.poll(step)
         if self._settings.mode == "lockstep":
             self._wait_for(version)
         elif self._helper is None:

@@ -8,6 +8,7 @@ the peers once a helper thread has checked it.
 from __future__ import annotations
 
 import json
+import os
 import struct
 import threading
 from collections.abc import Mapping
@@ -139,14 +140,15 @@ class FilesTransport:
 
     A snapshot is one safetensors file, written under another name and renamed, then a small JSON header: the header is
     the commit. Readers map the file; a mapping outlives both the file's removal and its publisher's death. How far
-    each replica is stands in eight bytes of its own that peers map, too.
+    each replica is stands in eight bytes of its own.
     """
 
     def __init__(self, run: RunDir, replica: int, replicas: int, *, keep: int) -> None:
         self._run, self._replica, self._replicas, self._keep = run, replica, replicas, keep
         self._directory = run.exchange(replica_name(replica))
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._progress = self._directory / "step"
+        # Written in place, eight bytes at a time: a reader never finds it empty or half written.
+        self._progress = (self._directory / "step").open("r+b" if (self._directory / "step").exists() else "w+b", 0)
         self._staged = 0
 
     def stage(self, arrays: Arrays) -> Staged:
@@ -164,7 +166,7 @@ class FilesTransport:
             (self._directory / f"{_stem(old)}.safetensors").unlink(missing_ok=True)
 
     def poll(self, step: int) -> Mapping[int, PeerReport]:
-        self._progress.write_bytes(struct.pack("<q", step))
+        os.pwrite(self._progress.fileno(), struct.pack("<q", step), 0)
         return {
             replica: PeerReport(self._step(replica), tuple(self._headers(replica))) for replica in range(self._replicas)
         }
@@ -177,6 +179,7 @@ class FilesTransport:
             raise SnapshotUnavailable(f"{header.id}: {error}") from error
 
     def close(self) -> None:
+        self._progress.close()
         for path in self._directory.glob(".staged-*"):
             path.unlink(missing_ok=True)
 

@@ -1,0 +1,143 @@
+"""Codistillation against a mutual-learning loop written out here, and the exact invariants of the method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from codistill import records
+from codistill.phase import Replica
+from codistill.randomness import seed_everything
+from codistill.recipes import open_recipe
+from codistill.run_dir import RunDir
+from codistill.spec import JobSpec, replica_name
+from codistill.teachers import PeerTeachers
+from tests.support import final_weights, fingerprint, new_run, run_in_turns, small_spec
+
+
+def mutual_learning(spec: JobSpec, temperature: float, weight: float) -> list[dict[str, torch.Tensor]]:
+    """Simultaneous deep mutual learning (Zhang et al. 2018) of two nets, in plain PyTorch."""
+    recipe = open_recipe(spec)
+    nets, optimizers = [], []
+    for index in range(2):
+        seed_everything(spec.seed, index, "train", "init")
+        nets.append(recipe.build_model())
+        optimizers.append(torch.optim.SGD(nets[-1].parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4))
+    batches = recipe.training_batches(spec.data, Replica(0, 2, spec.seed), spec.training.batch_size)
+    for step in range(spec.training.steps):
+        batch = batches(step)
+        logits = [net(batch.views["x"])["logits"] for net in nets]
+        for me, other in ((0, 1), (1, 0)):
+            target = F.softmax(logits[other].detach() / temperature, dim=-1)
+            soft = -(target * F.log_softmax(logits[me] / temperature, dim=-1)).sum(-1).mean() * temperature**2
+            optimizers[me].zero_grad()
+            (F.cross_entropy(logits[me], batch.y) + weight * soft).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    return [{name: p.detach() for name, p in net.state_dict().items()} for net in nets]
+
+
+def test_lockstep_at_interval_1_is_simultaneous_mutual_learning(tmp_path: Path) -> None:
+    spec = small_spec(
+        recipe={"batch_norm": False},
+        method={"burn_in_steps": 0, "temperature": 2.0, "weight": 0.7},
+        exchange={"interval_steps": 1},
+        data={"kind": "same_order"},
+        training={"schedule": {"kind": "constant"}},
+    )
+    run = new_run(tmp_path, spec)
+    run_in_turns(run)
+    for index, expected in enumerate(mutual_learning(spec, temperature=2.0, weight=0.7)):
+        found = final_weights(run, index)
+        for name, value in expected.items():
+            assert_close(found[name], value, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"method": {"weight": 0.0}}, {"method": {"burn_in_steps": 12}}, {"method": {"burn_in_steps": 500}}],
+    ids=["weight 0", "burn-in = steps", "burn-in > steps"],
+)
+def test_without_a_term_it_is_the_solo_run_bit_for_bit(tmp_path: Path, change: dict[str, Any]) -> None:
+    together, alone = (
+        new_run(tmp_path, small_spec(**change), "together"),
+        new_run(tmp_path, small_spec(method={"kind": "solo"}), "alone"),
+    )
+    run_in_turns(together)
+    run_in_turns(alone)
+    for index in range(2):
+        assert fingerprint(final_weights(together, index)) == fingerprint(final_weights(alone, index))
+
+
+def test_the_term_changes_the_run(tmp_path: Path) -> None:
+    together, alone = (
+        new_run(tmp_path, small_spec(), "together"),
+        new_run(tmp_path, small_spec(method={"kind": "solo"}), "alone"),
+    )
+    run_in_turns(together)
+    run_in_turns(alone)
+    assert fingerprint(final_weights(together, 0)) != fingerprint(final_weights(alone, 0))
+
+
+def test_no_teacher_runs_during_burn_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    original = PeerTeachers.outputs
+
+    def counted(self: PeerTeachers, batch: Any) -> Any:
+        answers = original(self, batch)
+        asked.append(len(answers))
+        return answers
+
+    monkeypatch.setattr(PeerTeachers, "outputs", counted)
+    run_in_turns(new_run(tmp_path, small_spec(method={"burn_in_steps": 5})))
+    assert asked[: 2 * 5] == [0] * 10
+    assert asked[2 * 5 :] == [1] * 14
+
+
+def ledger(run: RunDir, replica: int) -> list[dict[str, Any]]:
+    return records.read(run, replica_name(replica), "ledger").to_pylist()
+
+
+def test_versions_lags_and_offsets_follow_the_clock(tmp_path: Path) -> None:
+    run = new_run(tmp_path, small_spec(training={"steps": 9}))
+    run_in_turns(run)
+    for replica, teacher in ((0, "replica-1"), (1, "replica-0")):
+        rows = ledger(run, replica)
+        assert [row["step"] for row in rows] == [3, 4, 5, 6, 7, 8]
+        assert [row["version"] for row in rows] == [3, 4, 4, 6, 6, 8]
+        assert [row["lag_steps"] for row in rows] == [0, 0, 1, 0, 1, 0]
+        assert [row["offset_steps"] for row in rows] == [0, 0, 1, 0, 1, 0]
+        assert {row["teacher"] for row in rows} == {teacher}
+        assert {row["verdict"] for row in rows} == {"accepted"}
+        assert [row["bytes_received"] > 0 for row in rows] == [True, True, False, True, False, True]
+
+
+@pytest.mark.parametrize(("topology", "teachers"), [("all", 2), ("ring", 1)])
+def test_bytes_follow_the_formula(tmp_path: Path, topology: str, teachers: int) -> None:
+    """Received per exchange: T * P * 4 bytes of parameters, and the buffers of BatchNorm with them."""
+    spec = small_spec(replicas={"count": 3}, exchange={"topology": {"kind": topology}}, training={"steps": 9})
+    run = new_run(tmp_path, spec)
+    results = run_in_turns(run)
+    model = open_recipe(spec).build_model()
+    snapshot = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    exchanges = 4  # versions 3, 4, 6, 8
+    for replica, result in results.items():
+        assert result["bytes_received"] == teachers * exchanges * snapshot
+        assert result["bytes_sent"] == exchanges * snapshot
+        assert result["bytes_received"] == sum(row["bytes_received"] for row in ledger(run, replica))
+
+
+def test_number_of_teachers_is_a_metric(tmp_path: Path) -> None:
+    run = new_run(tmp_path, small_spec())
+    run_in_turns(run)
+    table = records.read(run, "replica-0", "metrics")
+    steps, counts = records.values(table, "distill/num_teachers")
+    assert steps == list(range(1, 13))
+    assert counts == [0.0] * 3 + [1.0] * 9
+    assert pc.min(table["value"]).as_py() is not None

@@ -1,0 +1,115 @@
+"""Losses and combiners against numbers worked out elsewhere: by numpy, by hand, by finite differences."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from codistill import combine, losses
+
+S = torch.tensor([[1.0, 0.0, -1.0]])
+T = torch.tensor([[2.0, 0.5, -1.0]])
+
+
+def at(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    return torch.log_softmax(logits / temperature, dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "value", "gradient"),
+    [
+        (1.0, 0.0395369, [-0.1203561, 0.0694381, 0.0509180]),
+        (2.0, 0.0673717, [-0.1666346, 0.0571904, 0.1094442]),
+        (4.0, 0.0788547, [-0.1752312, 0.0330226, 0.1422086]),
+        (100.0, 0.0833259, None),
+    ],
+)
+def test_kl_of_hinton(temperature: float, value: float, gradient: list[float] | None) -> None:
+    # In float64: at T = 100 the value is a difference of numbers ten thousand times as large.
+    student = S.double().requires_grad_()
+    loss = losses.kl_divergence(at(T.double(), temperature), student, temperature=temperature)
+    loss.backward()
+    assert_close(loss.item(), value, atol=1e-7, rtol=0)
+    if gradient is not None:
+        assert_close(student.grad, torch.tensor([gradient], dtype=torch.float64), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize(("temperature", "value"), [(1, 0.153740), (2, 0.302626), (3, 0.356881), (4, 0.382250)])
+def test_kl_times_temperature_squared(temperature: int, value: float) -> None:
+    student, teacher = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[3.0, 0.0, 1.0]])
+    loss = losses.kl_divergence(at(teacher, temperature), student, temperature=float(temperature))
+    assert_close(loss.item(), value, atol=2e-6, rtol=0)
+
+
+def test_soft_cross_entropy_is_kl_plus_entropy() -> None:
+    assert_close(losses.soft_cross_entropy(at(T), S).item(), 0.6611215, atol=1e-6, rtol=0)
+    assert_close(losses.kl_divergence(at(T), S).item() + 0.6215846, 0.6611215, atol=1e-6, rtol=0)
+    assert_close(losses.kl_divergence(at(S), T).item(), 0.0461001, atol=1e-6, rtol=0)
+
+
+def test_cross_entropy_with_labels() -> None:
+    label = torch.tensor([0])
+    assert_close(losses.cross_entropy(S, label).item(), 0.4076060, atol=1e-6, rtol=0)
+    assert_close(losses.cross_entropy(T, label).item(), 0.2413113, atol=1e-6, rtol=0)
+
+
+def test_mean_probabilities_and_its_gradient() -> None:
+    a, b = torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([[0.0, 3.0, 0.0]])
+    target = combine.mean_probabilities([a, b])
+    assert_close(target.exp(), torch.tensor([[0.4773608, 0.4773608, 0.0452785]]), atol=1e-6, rtol=0)
+    student = torch.zeros(1, 3, requires_grad=True)
+    loss = losses.soft_cross_entropy(target, student)
+    loss.backward()
+    assert_close(loss.item(), math.log(3), atol=1e-6, rtol=0)
+    assert_close(student.grad, torch.tensor([[-0.1440274, -0.1440274, 0.2880548]]), atol=1e-6, rtol=0)
+    assert_close(losses.kl_divergence(target, torch.zeros(1, 3)).item(), 0.2524787, atol=1e-6, rtol=0)
+
+
+def test_mean_of_probabilities_gives_the_mean_of_the_gradients_and_mean_of_logits_does_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    teachers = [torch.randn(5, 7, generator=generator) * 2 for _ in range(3)]
+    start = torch.randn(5, 7, generator=generator)
+
+    def gradient(target: Tensor) -> Tensor:
+        student = start.clone().requires_grad_()
+        losses.soft_cross_entropy(target, student, temperature=2.0).backward()
+        assert student.grad is not None
+        return student.grad
+
+    each = torch.stack([gradient(at(teacher, 2.0)) for teacher in teachers]).mean(0)
+    assert_close(gradient(combine.mean_probabilities(teachers, temperature=2.0)), each, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(gradient(at(torch.stack(teachers).mean(0), 2.0)), each, atol=1e-3)
+
+
+def test_shift_invariance_and_identity() -> None:
+    assert abs(losses.kl_divergence(at(S), S).item()) < 1e-7
+    assert_close(losses.kl_divergence(at(T), S + 3.0), losses.kl_divergence(at(T), S))
+    assert_close(combine.mean_probabilities([T + 5.0]), combine.mean_probabilities([T]))
+
+
+def test_reduction_is_over_every_position() -> None:
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = torch.randn(4, 7, 10, generator=generator), torch.randn(4, 7, 10, generator=generator)
+    p, q = teacher.double().softmax(-1).numpy(), student.double().softmax(-1).numpy()
+    by_hand = float((p * (np.log(p) - np.log(q))).sum(-1).mean())
+    assert_close(losses.kl_divergence(at(teacher), student).item(), by_hand, atol=1e-5, rtol=0)
+
+
+def test_the_target_gets_no_gradient_unless_asked() -> None:
+    teacher = T.clone().requires_grad_()
+    losses.soft_cross_entropy(at(teacher), S.clone().requires_grad_()).backward()
+    assert teacher.grad is None
+    losses.kl_divergence(at(teacher), S, through=True).backward()
+    assert teacher.grad is not None
+    assert_close(teacher.grad, torch.tensor([[0.09958053, -0.06542578, -0.03415475]]), atol=1e-6, rtol=0)
+
+
+def test_softmax_is_in_float32_even_for_half_precision() -> None:
+    student = torch.tensor([[1000.0, 0.0]], dtype=torch.bfloat16)
+    assert losses.cross_entropy(student, torch.tensor([1])).dtype == torch.float32
+    assert combine.mean_probabilities([student]).dtype == torch.float32

@@ -1,0 +1,55 @@
+"""Whether a job fits."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codistill.capacity import Demand, Node, demand_of, nodes_from_ray, places, remaining, shortage
+from tests.support import small_spec
+
+
+@pytest.mark.parametrize(
+    ("demand", "nodes", "message"),
+    [
+        (Demand(2, 1, 0), [Node(2, 0)], None),
+        (Demand(4, 0.5, 0), [Node(2, 0)], None),
+        (Demand(3, 1, 0), [Node(2, 0)], "the job needs 3 CPUs (3 ranks of 1 CPUs and 0 GPUs), the cluster has 2"),
+        (Demand(2, 1, 1), [Node(8, 1)], "the job needs 2 GPUs"),
+        (Demand(2, 3, 0), [Node(4, 0), Node(2, 0)], "and the 2 nodes have room for 1 of them"),
+        (Demand(1, 1, 0), [], "the cluster has 0"),
+    ],
+)
+def test_what_is_short(demand: Demand, nodes: list[Node], message: str | None) -> None:
+    found = shortage(demand, nodes)
+    assert (found is None) if message is None else (found is not None and message in found)
+
+
+def test_reservations_take_their_nodes() -> None:
+    left = remaining([Node(4, 1), Node(4, 0)], [Demand(2, 2, 0), Demand(1, 1, 0)])
+    assert left == [Node(0, 1), Node(3, 0)]
+    assert remaining([Node(1, 0)], [Demand(3, 1, 0)]) == [Node(0, 0)], "a node has gone: never negative"
+
+
+@given(
+    ranks=st.integers(1, 8),
+    cpus=st.sampled_from([0.5, 1.0, 2.0]),
+    sizes=st.lists(st.integers(1, 8), min_size=1, max_size=4),
+)
+def test_what_fits_can_be_reserved_and_leaves_exactly_the_rest(ranks: int, cpus: float, sizes: list[int]) -> None:
+    nodes, demand = [Node(float(size), 0.0) for size in sizes], Demand(ranks, cpus, 0.0)
+    if shortage(demand, nodes) is None:
+        left = remaining(nodes, [demand])
+        assert sum(node.cpus for node in left) == sum(sizes) - ranks * cpus
+        assert places(demand, left) == places(demand, nodes) - ranks
+
+
+def test_out_of_spec_and_ray() -> None:
+    assert demand_of(small_spec(replicas={"count": 3, "cpus": 0.5})) == Demand(3, 0.5, 0.0)
+    entries = [
+        {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0, "memory": 1e9}},
+        {"Alive": False, "Resources": {"CPU": 4.0}},
+        {"Alive": True, "Resources": {}},
+    ]
+    assert nodes_from_ray(entries) == [Node(4.0, 1.0), Node(0.0, 0.0)]

@@ -1,0 +1,166 @@
+"""`python -m codistill.local`: real processes, killed for real."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codistill import records
+from codistill.local import main
+from codistill.progress import progress_line
+from codistill.run_dir import RunDir, read_json
+from tests.support import new_run, small_spec
+
+SPEC = """
+[recipe]
+kind = "digits"
+width = 8
+[training]
+steps = {steps}
+checkpoint_interval_steps = 100
+[exchange]
+interval_steps = 20
+[method]
+kind = "codistillation"
+burn_in_steps = 50
+"""
+
+
+def start(tmp_path: Path, steps: int) -> tuple[subprocess.Popen[str], RunDir]:
+    (tmp_path / "spec.toml").write_text(SPEC.format(steps=steps))
+    command = [sys.executable, "-P", "-m", "codistill.local", str(tmp_path / "spec.toml")]
+    command += ["--storage", str(tmp_path), "--job", "job"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return process, RunDir(tmp_path, "job")
+
+
+def wait_for(what: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.05)
+
+
+def beat(run: RunDir, replica: int) -> dict[str, Any]:
+    return run.read_heartbeats(1).get(f"replica-{replica}", {"step": 0, "incarnation": 0})
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_a_killed_replica_comes_back_and_the_other_trains_on(tmp_path: Path) -> None:
+    process, run = start(tmp_path, steps=3000)
+    wait_for(lambda: beat(run, 0)["step"] > 250 and beat(run, 1)["step"] > 250)
+    survivor = beat(run, 0)["pid"]
+    os.kill(beat(run, 1)["pid"], signal.SIGKILL)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, output
+    assert "replica-1: killed by signal SIGKILL" in output
+    result = read_json(run.result(1))
+    assert result is not None
+    assert (result["outcome"], result["degraded"], result["reason"]) == ("succeeded", False, None)
+    assert [entry["incarnations"] for entry in result["replicas"].values()] == [1, 2]
+    assert beat(run, 0)["pid"] == survivor
+
+    ledger = records.read(run, "replica-0", "ledger").to_pylist()
+    assert len({row["step"] for row in ledger}) == len(ledger), "one teacher, one row a step"
+    versions = [(row["teacher_incarnation"], row["version"]) for row in ledger]
+    assert versions == sorted(versions)
+    assert {incarnation for incarnation, _ in versions} == {0, 1}
+    steps, _ = records.values(records.read(run, "replica-1", "metrics"), "train/loss")
+    assert steps == list(range(10, 3001, 10)), "no step lost, none counted twice"
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_checkpoint_and_the_job_goes_on_from_it(tmp_path: Path) -> None:
+    process, run = start(tmp_path, steps=1500)
+    wait_for(lambda: beat(run, 0)["step"] > 130)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 103, output
+    stopped_at = beat(run, 0)["step"]
+    assert stopped_at < 1500
+    newest = sorted(path.name for path in run.checkpoints("replica-0").iterdir())[-1]
+    assert newest == f"0001-{stopped_at:012d}"
+    assert main(["--storage", str(tmp_path), "--job", "job"]) == 0
+    result = read_json(run.result(2))
+    assert result is not None
+    assert result["outcome"] == "succeeded"
+    steps, _ = records.values(records.read(run, "replica-0", "metrics"), "train/loss")
+    assert sorted(set(steps)) == sorted(steps)
+    assert set(range(10, 1501, 10)) <= set(steps)
+
+
+@pytest.mark.slow
+def test_when_the_runner_is_killed_its_replicas_end(tmp_path: Path) -> None:
+    process, run = start(tmp_path, steps=100_000)
+    wait_for(lambda: beat(run, 0)["step"] > 10 and beat(run, 1)["step"] > 10)
+    pids = [beat(run, index)["pid"] for index in range(2)]
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not any(alive(pid) for pid in pids), timeout_s=15)
+
+
+def test_memory_transport_takes_turns_in_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "spec.json").write_text(small_spec(exchange={"transport": {"kind": "memory"}}).model_dump_json())
+    assert main([str(tmp_path / "spec.json"), "--storage", str(tmp_path), "--job", "job"]) == 0
+    result = read_json(RunDir(tmp_path, "job").result(1))
+    assert result is not None
+    assert result["replicas"]["replica-1"]["steps"] == 12
+    assert "learns from replica-0 v10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spec", "job", "storage", "sentence"),
+    [
+        ("[training]\nstep = 3\n", "job", "", "training.step: unknown key; did you mean 'steps'?"),
+        ("[exchange.transport]\nkind = 'object_store'\n", "job", "", "'object_store' is Ray's; use kind = 'auto'"),
+        ("", "no/job", "", "'no/job' is not an id"),
+        ("", "job", "missing", "does not exist; create it, or name another directory"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spec: str, job: str, storage: str, sentence: str
+) -> None:
+    (tmp_path / "spec.toml").write_text(spec)
+    assert main([str(tmp_path / "spec.toml"), "--storage", str(tmp_path / storage), "--job", job]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("codistill: ")
+    assert captured.err.count("\n") == 1
+    assert sentence in captured.err
+
+
+def test_a_second_job_of_another_spec_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new_run(tmp_path, small_spec())
+    (tmp_path / "spec.toml").write_text("seed = 5\n")
+    assert main([str(tmp_path / "spec.toml"), "--storage", str(tmp_path), "--job", "job"]) == 2
+    assert "already holds a job with another spec" in capsys.readouterr().err
+
+
+def test_a_progress_line_says_who_teaches_and_who_is_silent() -> None:
+    teacher = {"teacher": "replica-1", "version": 100, "lag_steps": 12, "offset_steps": 20}
+    line = progress_line(
+        {
+            "replica": "replica-0", "step": 120, "steps": 600, "incarnation": 2, "loss": 0.4123, "state": "training",
+            "metrics": {"eval/accuracy": 0.953}, "teachers": [teacher], "time": 0.0,
+        },
+        now=30.0,
+    )  # fmt: skip
+    assert line == (
+        "replica-0  step 120/600  incarnation 2  loss 0.412  accuracy 0.953"
+        "  learns from replica-1 v100 (lag 12, offset 20)  silent for 30 s"
+    )

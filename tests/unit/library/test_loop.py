@@ -1,0 +1,139 @@
+"""The loop: gradients, groups, phases, and what it refuses."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from codistill.batch import Batch
+from codistill.exchange.peers import StopRequested
+from codistill.loop import PhaseInProgress, Surroundings, TrainingDiverged, finite, train_phase
+from codistill.phase import Artifacts, Group, Learner, Loss, Phase, Step, Update
+from codistill.schedules import cosine
+from codistill.teachers import PeerTeachers
+from tests.support import fingerprint, new_run, run_in_turns, small_spec
+
+
+def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def group(*select: str, clip_norm: float | None = None) -> Group:
+    return Group(select, sgd, lambda step: 1.0, clip_norm)
+
+
+def batch(step: int) -> Batch:
+    return Batch(torch.arange(2), torch.zeros(2, dtype=torch.int64), {"x": torch.ones(2, 3)})
+
+
+def phase(learner: Learner, groups: dict[str, Group], updates: list[Update], steps: int = 1) -> Phase:
+    return Phase("test", steps, lambda artifacts: learner, lambda artifacts: batch, updates, groups)
+
+
+def around(should_stop: bool = False) -> Surroundings:
+    return Surroundings(torch.device("cpu"), (0,), None, lambda: should_stop, lambda s: None, lambda s, stats: None)
+
+
+def train(what: Phase) -> PhaseInProgress:
+    work = PhaseInProgress.begin(what, what.learner(Artifacts()))
+    for _ in train_phase(what, work, what.batches(Artifacts()), {}, around()):
+        pass
+    return work
+
+
+def two_parts() -> Learner:
+    torch.manual_seed(0)
+    return nn.ModuleDict({"net": nn.Linear(3, 2), "other": nn.Linear(3, 2)})
+
+
+def show_sum(part: str) -> Update:
+    return Update(lambda step: Loss(step.learner[part](step.batch.views["x"]).sum()), trains=("net",))
+
+
+def test_what_no_group_names_is_frozen() -> None:
+    learner = two_parts()
+    before = fingerprint(learner["other"].state_dict())
+    both = Update(
+        lambda step: Loss(sum(step.learner[p](step.batch.views["x"]).sum() for p in ("net", "other"))),  # pyright: ignore[reportArgumentType]
+        trains=("net",),
+    )
+    train(phase(learner, {"net": group("net.*")}, [both]))
+    assert fingerprint(learner["other"].state_dict()) == before
+    assert all(parameter.grad is None for parameter in learner["other"].parameters())
+
+
+def test_a_step_is_the_optimizers_step() -> None:
+    learner = two_parts()
+    weight = learner["net"].weight.detach().clone()
+    train(phase(learner, {"net": group("net.*")}, [show_sum("net")]))
+    assert torch.allclose(learner["net"].weight, weight - 0.1 * 2.0)  # two samples of ones
+    clipped = two_parts()
+    train(phase(clipped, {"net": group("net.*", clip_norm=1.0)}, [show_sum("net")]))
+    moved = torch.cat(
+        [(a - b).flatten() for a, b in zip(clipped["net"].parameters(), two_parts()["net"].parameters(), strict=True)]
+    )
+    assert moved.norm().item() == pytest.approx(0.1, rel=1e-4)
+
+
+def test_several_updates_each_see_the_last_ones_effect() -> None:
+    learner = two_parts()
+    seen: list[float] = []
+
+    def loss(step: Step) -> Loss:
+        value = step.learner["net"](step.batch.views["x"]).sum()
+        seen.append(value.item())
+        return Loss(value)
+
+    train(phase(learner, {"net": group("net.*")}, [Update(loss, ("net",)), Update(loss, ("net",))]))
+    assert seen[1] < seen[0]
+
+
+def test_a_group_that_no_loss_reaches_is_named() -> None:
+    with pytest.raises(ValueError, match=r"group 'net' trains other\.weight, other\.bias, but no loss reaches it"):
+        train(phase(two_parts(), {"net": group("net.*", "other.*")}, [show_sum("net")]))
+
+
+def test_a_group_that_selects_nothing_is_named() -> None:
+    with pytest.raises(ValueError, match=r"a group selects 'head\.\*', but the learner has only net\.bias"):
+        train(phase(two_parts(), {"net": group("net.*", "head.*")}, [show_sum("net")]))
+
+
+def test_a_loss_that_is_no_number_ends_training_with_advice() -> None:
+    with pytest.raises(TrainingDiverged, match=r"the loss after step 7 is nan; lower the learning rate"):
+        finite({"train/loss": torch.tensor(float("nan"))}, 7)
+
+
+def test_a_stop_comes_between_steps() -> None:
+    what = phase(two_parts(), {"net": group("net.*")}, [show_sum("net")])
+    work = PhaseInProgress.begin(what, what.learner(Artifacts()))
+    with pytest.raises(StopRequested):
+        next(train_phase(what, work, batch, {}, around(should_stop=True)))
+    assert work.step == 0
+
+
+def test_cosine_warms_up_and_ends_at_zero() -> None:
+    assert [cosine(step, steps=10, warmup_steps=2) for step in (0, 1, 2, 6)] == pytest.approx([0.5, 1.0, 1.0, 0.5])
+    assert cosine(10, steps=10, warmup_steps=2) == pytest.approx(0.0)
+
+
+def test_peers_get_no_gradient_and_change_only_when_a_snapshot_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prints: dict[int, list[str]] = {}
+    original = PeerTeachers.before_step
+
+    def spied(self: PeerTeachers, step: int) -> None:
+        original(self, step)
+        for peer, module in self._modules.items():  # pyright: ignore[reportPrivateUsage]
+            assert not module.training
+            assert all(not p.requires_grad and p.grad is None for p in module.parameters())
+            prints.setdefault(1 - peer, []).append(fingerprint(module.state_dict()))
+
+    monkeypatch.setattr(PeerTeachers, "before_step", spied)
+    run_in_turns(new_run(tmp_path, small_spec(training={"steps": 9})))
+    for seen in prints.values():  # steps 3..8 hear versions 3, 4, 4, 6, 6, 8
+        assert [a == b for a, b in itertools.pairwise(seen)] == [False, True, False, True, False]

@@ -1,0 +1,188 @@
+"""The exchange under random timing, and what the gate keeps out."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from codistill.exchange.clock import PublishRule, snapshots_to_keep
+from codistill.exchange.gate import Gate, Verdict
+from codistill.exchange.peers import Counters, Mailbox, MailboxSettings, PeerTimeout
+from codistill.exchange.snapshot import SnapshotId, digest_of, header_of, norm_of, schema_of
+from codistill.exchange.transport import Hub, MemoryTransport, SnapshotUnavailable
+from codistill.records import LEDGER, Recorder, _read_directory  # pyright: ignore[reportPrivateUsage]
+
+RULE = PublishRule("net", burn_in_steps=0, interval_steps=1)
+
+
+def mailbox(
+    hub: Hub,
+    directory: Path,
+    replica: int,
+    module: nn.Module,
+    *,
+    incarnation: int = 0,
+    mode: str = "async",
+    max_lag_steps: int | None = None,
+) -> Mailbox:
+    settings = MailboxSettings(
+        me=SnapshotId(replica, 1, incarnation, 0),
+        teachers=(1 - replica,),
+        rule=RULE,
+        mode=mode,  # pyright: ignore[reportArgumentType]
+        threaded=False,
+        max_lag_steps=max_lag_steps,
+        timeout_s=0.05,
+    )
+    ledger = Recorder(directory / f"ledger-{replica}", LEDGER, fence=1, incarnation=incarnation)
+    return Mailbox(MemoryTransport(hub, replica, keep=2), settings, ledger, module, Counters())
+
+
+def rows(box: Mailbox, directory: Path, replica: int) -> list[dict[str, object]]:
+    box._ledger.flush()  # pyright: ignore[reportPrivateUsage]
+    return _read_directory(directory / f"ledger-{replica}", LEDGER).to_pylist()
+
+
+def set_to(module: nn.Module, value: float) -> nn.Module:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(value)
+    return module
+
+
+def value_of(incarnation: int, version: int) -> float:
+    return 10_000.0 + 100.0 * incarnation + version
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(events=st.lists(st.sampled_from(["reader", "publisher", "restart"]), max_size=40))
+def test_random_timing_never_mixes_or_goes_back(tmp_path: Path, events: list[str]) -> None:
+    """Lag is never negative; versions never fall within an incarnation; a snapshot is one version's weights only."""
+    hub, module = Hub(), nn.Linear(2, 2)
+    reader, publisher = mailbox(hub, tmp_path, 0, module), mailbox(hub, tmp_path, 1, module)
+    reader_step = publisher_step = incarnation = 0
+    newest = (0, -1)
+    for event in events:
+        if event == "publisher":
+            # Version v of incarnation i holds the value 10,000 + 100 i + v everywhere: near enough for the gate.
+            publisher.publish(publisher_step, set_to(nn.Linear(2, 2), value_of(incarnation, publisher_step)))
+            newest = (incarnation, publisher_step)
+            publisher_step += 1
+        elif event == "restart":
+            incarnation += 1
+            publisher_step //= 2
+            publisher = mailbox(hub, tmp_path, 1, module, incarnation=incarnation)
+        else:
+            for held in reader.read(reader_step):
+                who = held.header.id
+                assert (who.incarnation, who.version) == newest
+                assert held.lag_steps is not None
+                assert held.lag_steps >= 0
+                assert held.offset_steps == reader_step - who.version
+                for array in held.arrays.values():
+                    assert (array == value_of(who.incarnation, who.version)).all()
+            reader_step += 1
+
+
+def test_a_poisoned_teacher_is_stopped_at_both_doors(tmp_path: Path) -> None:
+    hub, module = Hub(), nn.Linear(2, 2)
+    reader, publisher = mailbox(hub, tmp_path, 0, module), mailbox(hub, tmp_path, 1, module)
+    publisher.publish(0, set_to(nn.Linear(2, 2), 1.0))
+    assert [held.header.id.version for held in reader.read(0)] == [0]
+
+    publisher.publish(1, set_to(nn.Linear(2, 2), float("nan")))
+    assert publisher.counters.rejected == 1
+    assert [held.header.id.version for held in reader.read(1)] == [0], "the good one stays"
+
+    transport = MemoryTransport(hub, 1, keep=2)  # past its own gate, as a damaged publisher might
+    for version, value, verdict in ((2, float("inf"), "non_finite"), (3, 1000.0, "norm_out_of_bound")):
+        bad = {name: np.full(a.shape, value, a.dtype) for name, a in _arrays(module).items()}
+        transport.announce(transport.stage(bad), header_of(SnapshotId(1, 1, 0, version), bad, 0.0))
+        assert [held.header.id.version for held in reader.read(version)] == [0]
+        assert rows(reader, tmp_path, 0)[-2]["verdict"] == verdict
+    assert reader.counters.rejected == 2
+
+
+def _arrays(module: nn.Module) -> dict[str, np.ndarray]:
+    return {name: parameter.detach().numpy() for name, parameter in module.named_parameters()}
+
+
+def test_the_gate_knows_every_fault() -> None:
+    good = {"w": np.ones((2, 3), np.float32), "n": np.array(4)}
+    gate = Gate(schema_of(good))
+    header = header_of(SnapshotId(0, 1, 0, 7), good, 0.0)
+    assert gate.judge(header, good) is Verdict.ACCEPTED
+    flipped = {**good, "w": good["w"].copy()}
+    flipped["w"].view(np.uint8)[0, 0] ^= 1
+    assert gate.judge(header, flipped) is Verdict.BAD_DIGEST
+    assert gate.judge(header, {"w": good["w"]}) is Verdict.WRONG_SCHEMA
+    assert gate.judge(header, {**good, "w": np.ones((3, 2), np.float32)}) is Verdict.WRONG_SCHEMA
+    assert gate.judge(dataclasses.replace(header, schema="other"), good) is Verdict.WRONG_SCHEMA
+    huge = {**good, "w": np.full((2, 3), 11.0, np.float32)}
+    assert gate.judge(header_of(header.id, huge, 0.0), huge) is Verdict.NORM_OUT_OF_BOUND
+    grown = {**good, "w": np.full((2, 3), 9.0, np.float32)}
+    assert gate.judge(header_of(header.id, grown, 0.0), grown) is Verdict.ACCEPTED
+
+
+def test_digest_norm_and_schema_are_of_the_content() -> None:
+    one = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(0, np.float32)}
+    turned = {"a": np.asfortranarray(one["a"]), "b": one["b"]}
+    assert digest_of(one) == digest_of(turned)
+    assert norm_of(one) == pytest.approx(np.sqrt(55.0))
+    assert norm_of({"n": np.array([3])}) == 0.0
+    assert schema_of(one) != schema_of({"a": one["a"].astype(np.float64), "b": one["b"]})
+
+
+def test_a_peer_gone_too_stale_is_not_heard_and_comes_back(tmp_path: Path) -> None:
+    hub, module = Hub(), nn.Linear(2, 2)
+    reader, publisher = mailbox(hub, tmp_path, 0, module, max_lag_steps=1), mailbox(hub, tmp_path, 1, module)
+    publisher.publish(0, module)
+    assert len(reader.read(0)) == 1
+    hub.steps[1] = 2
+    assert reader.read(2) == []
+    assert rows(reader, tmp_path, 0)[-1]["verdict"] == "too_old"
+    publisher.publish(2, module)
+    assert [held.header.id.version for held in reader.read(2)] == [2]
+
+
+def test_a_lost_snapshot_means_the_old_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, module = Hub(), nn.Linear(2, 2)
+    reader, publisher = mailbox(hub, tmp_path, 0, module), mailbox(hub, tmp_path, 1, module)
+    publisher.publish(0, module)
+    reader.read(0)
+
+    def lost(*_: object) -> None:
+        raise SnapshotUnavailable("its owner died")
+
+    monkeypatch.setattr(MemoryTransport, "fetch", lost)
+    publisher.publish(1, module)
+    assert [held.header.id.version for held in reader.read(1)] == [0]
+    assert reader.counters.unavailable == 1
+
+
+def test_lockstep_says_who_did_not_come(tmp_path: Path) -> None:
+    reader = mailbox(Hub(), tmp_path, 0, nn.Linear(2, 2), mode="lockstep")
+    with pytest.raises(PeerTimeout, match=r"version 4 of replica-1 did not come within 0\.05 s"):
+        reader.read(4)
+
+
+@given(step=st.integers(0, 400), burn_in=st.integers(0, 100), interval=st.integers(1, 40))
+def test_the_clock_agrees_with_itself(step: int, burn_in: int, interval: int) -> None:
+    rule = PublishRule("net", burn_in, interval)
+    published = [s for s in range(step + 1) if rule.due(s)]
+    assert rule.newest_due(step) == (published[-1] if published else None)
+
+
+def test_how_many_snapshots_are_kept() -> None:
+    def keep(lockstep: bool) -> int:
+        return snapshots_to_keep(lockstep=lockstep, replicas=3, interval_steps=10, checkpoint_interval_steps=25)
+
+    assert keep(lockstep=False) == 2
+    assert keep(lockstep=True) == 3 + 1 + 2 * 3

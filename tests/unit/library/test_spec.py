@@ -1,0 +1,103 @@
+"""What a spec accepts, and what it says about what it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from codistill.spec import JobSpec
+from codistill.spec_errors import MAX_SPEC_BYTES, SpecError, load_spec, parse_spec
+
+NESTEROV = {"kind": "sgd", "momentum": 0.0, "nesterov": True}
+
+
+@pytest.mark.parametrize(
+    ("spec", "path", "message"),
+    [
+        ({"trainig": {}}, "trainig", "unknown key; did you mean 'training'?"),
+        ({"method": {"kind": "codistillation", "wieght": 1}}, "method.wieght", "did you mean 'weight'?"),
+        ({"method": {"kind": "codistilation"}}, "method.kind", "did you mean 'codistillation'?"),
+        ({"exchange": {"topology": {"kind": "ring", "n": 2}}}, "exchange.topology.n", "known here: kind"),
+        ({"exchange": {"topology": {}}}, "exchange.topology", "needs a 'kind', one of all, ring"),
+        ({"exchange": {"mode": "sync"}}, "exchange.mode", "'async' or 'lockstep'"),
+        ({"training": {"steps": "600"}}, "training.steps", "valid integer"),
+        ({"training": {"steps": 0}}, "training.steps", "greater than or equal to 1"),
+        ({"name": "../../etc"}, "name", "match pattern"),
+        ({"replicas": {"count": 1}}, "", "needs at least 2 replicas, replicas.count is 1"),
+        ({"replicas": {"count": 17}}, "replicas.count", "less than or equal to 16"),
+        ({"replicas": {"ranks": 2}}, "replicas.ranks", "less than or equal to 1"),
+        ({"training": {"batch_size": 2000}}, "", "batch_size (2000) exceeds the 1000 training samples"),
+        ({"training": {"batch_size": 600}, "data": {"kind": "disjoint"}}, "", "exceeds the 500 training samples"),
+        ({"training": {"steps": 5, "schedule": {"kind": "cosine", "warmup_steps": 9}}}, "", "warmup_steps (9) exceeds"),
+        ({"training": {"optimizer": NESTEROV}}, "training.optimizer", "nesterov needs momentum"),
+        ({"spec_version": 2}, "spec_version", "should be 1"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_and_where(spec: dict[str, Any], path: str, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(spec)
+    problem = caught.value.problems[0]
+    assert problem.path == path
+    assert message in problem.message
+
+
+def test_all_problems_are_named_at_once() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec({"sed": 1, "training": {"steps": 0}, "method": {"kind": "solo", "weight": 1.0}})
+    assert {problem.path for problem in caught.value.problems} == {"sed", "training.steps", "method.weight"}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"seed": NaN}', '{"seed": 1e999}', "[" * 100_000])
+def test_what_is_no_spec_at_all(text: str) -> None:
+    with pytest.raises(SpecError):
+        parse_spec(text)
+
+
+@given(
+    st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.dictionaries(st.text(), inner))
+)
+def test_nothing_but_a_spec_error_comes_out(value: Any) -> None:
+    for spec in (value, {"method": value}, {"exchange": {"topology": value}}, {"training": value}):
+        try:
+            found: list[Any] = [parse_spec(spec if isinstance(spec, dict) else str(spec))]
+        except SpecError as error:
+            found = error.problems
+        assert found
+
+
+def test_a_spec_survives_json() -> None:
+    spec = parse_spec({"method": {"kind": "solo"}, "data": {"kind": "disjoint"}, "labels": {"team": "a"}})
+    assert parse_spec(spec.model_dump_json()) == spec
+
+
+def test_burn_in_is_two_fifths_unless_given() -> None:
+    assert parse_spec({"training": {"steps": 1000}}).burn_in_steps == 400
+    assert parse_spec({"method": {"kind": "codistillation", "burn_in_steps": 7}}).burn_in_steps == 7
+    assert parse_spec({"method": {"kind": "solo"}}).burn_in_steps == 1000
+
+
+def test_files(tmp_path: Path) -> None:
+    (tmp_path / "good.toml").write_text('seed = 3\n[method]\nkind = "solo"\n')
+    assert load_spec(tmp_path / "good.toml").seed == 3
+    (tmp_path / "bad.toml").write_text("seed = \n")
+    (tmp_path / "big.json").write_text(" " * (MAX_SPEC_BYTES + 1))
+    (tmp_path / "dated.toml").write_text("seed = 2020-01-01\n")
+    for name, message in {
+        "bad.toml": "is not valid TOML",
+        "big.json": "at most 262,144 are accepted",
+        "dated.toml": "JSON values only",
+        "missing.toml": "No such file",
+        "spec.yaml": "ends in .toml or .json",
+    }.items():
+        with pytest.raises(SpecError, match=message):
+            load_spec(tmp_path / name)
+
+
+def test_every_field_is_described() -> None:
+    """The JSON Schema is the documentation of the spec: a bare number would leave a user guessing."""
+    schema = JobSpec.model_json_schema()
+    assert schema["$defs"]["Exchange"]["properties"]["interval_steps"]["description"].startswith("Optimizer steps")

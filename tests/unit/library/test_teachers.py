@@ -1,0 +1,184 @@
+"""Teachers on mapped memory: what they compute, and what can never happen to the memory they share."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from codistill.exchange.snapshot import Array, Arrays
+from codistill.exchange.transport import map_safetensors, write_safetensors
+from codistill.exchange.weights import hold, published
+from codistill.randomness import unseen
+from codistill.recipes.digits import SmallCnn
+from tests.support import fingerprint
+
+
+def trained_cnn(seed: int, steps: int = 5) -> SmallCnn:
+    """A CNN whose BatchNorm statistics are no longer those it began with."""
+    torch.manual_seed(seed)
+    model = SmallCnn(width=4, classes=10, batch_norm=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.rand(16, 1, 8, 8))["logits"].square().mean().backward()
+        optimizer.step()
+    return model
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(9))
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> Arrays:
+    """The snapshot of a trained CNN, mapped from a file."""
+    path = tmp_path / "snapshot"
+    write_safetensors(path, published(trained_cnn(1)))
+    return map_safetensors(path)
+
+
+def teacher_on(arrays: Arrays) -> SmallCnn:
+    teacher = SmallCnn(width=4, classes=10, batch_norm=True)
+    teacher.eval().requires_grad_(False)
+    hold(teacher, arrays)
+    return teacher
+
+
+def test_a_teacher_answers_what_its_publisher_would(mapped: Arrays, images: Tensor) -> None:
+    publisher = trained_cnn(1).eval()
+    assert_close(teacher_on(mapped)(images)["logits"], publisher(images)["logits"], atol=1e-6, rtol=0)
+
+
+def test_parameters_are_mapped_and_buffers_copied(mapped: Arrays) -> None:
+    teacher = teacher_on(mapped)
+    for name, parameter in teacher.named_parameters():
+        assert parameter.data_ptr() == mapped[name].ctypes.data, name
+        assert not parameter.requires_grad
+    for name, buffer in teacher.named_buffers():
+        assert buffer.data_ptr() != mapped[name].ctypes.data, name
+
+
+def test_no_forward_or_backward_writes_to_the_shared_memory(mapped: Arrays, images: Tensor) -> None:
+    before = {name: array.copy() for name, array in mapped.items()}
+    teacher = teacher_on(mapped)
+    teacher.train()  # by mistake: BatchNorm now writes its statistics, into the teacher's own copies
+    x = images.clone().requires_grad_()
+    teacher(x)["logits"].sum().backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    for name, array in mapped.items():
+        np.testing.assert_array_equal(array, before[name])
+        assert not array.flags.writeable, name
+
+
+def test_a_write_dies_rather_than_reach_a_peer(tmp_path: Path) -> None:
+    """The mapping is read-only in the page tables: a stray write ends its own process and changes nothing."""
+    path = tmp_path / "snapshot"
+    write_safetensors(path, {"w": np.ones(100_000, dtype=np.float32)})
+    program = """
+        import sys
+        from pathlib import Path
+        from torch import nn
+        from codistill.exchange.transport import map_safetensors
+        from codistill.exchange.weights import hold
+        module = nn.Module()
+        module.w = nn.Parameter(__import__("torch").zeros(100_000), requires_grad=False)
+        hold(module, map_safetensors(Path(sys.argv[1])))
+        print("held", flush=True)
+        module.w.add_(1)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "held\n", done.stderr
+    assert done.returncode == -signal.SIGSEGV
+    assert (map_safetensors(path)["w"] == 1).all()
+
+
+def test_holding_warns_of_nothing(mapped: Arrays) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        teacher_on(mapped)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 3)
+        self.head = nn.Linear(3, 7, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("mask", torch.ones(2), persistent=False)
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.head(self.embed(ids))}
+
+
+def test_tied_weights_travel_once_and_stay_tied() -> None:
+    torch.manual_seed(0)
+    publisher, teacher = Tied(), Tied()
+    arrays: dict[str, Array] = {name: array.copy() for name, array in published(publisher).items()}
+    assert list(arrays) == ["embed.weight"]  # one name for both, and no buffer that is not part of the state
+    hold(teacher.requires_grad_(False), arrays)
+    assert teacher.head.weight is teacher.embed.weight
+    ids = torch.arange(7)
+    assert_close(teacher(ids)["logits"], publisher(ids)["logits"])
+
+
+def test_a_teacher_outlives_its_publisher(tmp_path: Path, images: Tensor) -> None:
+    """Killed with -9, its file removed: the teacher computes on."""
+    path = tmp_path / "snapshot"
+    program = """
+        import sys, time
+        from pathlib import Path
+        from codistill.exchange.transport import write_safetensors
+        from codistill.exchange.weights import published
+        from tests.unit.library.test_teachers import trained_cnn
+        write_safetensors(Path(sys.argv[1]), published(trained_cnn(1)))
+        print("published", flush=True)
+        time.sleep(60)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), str(path)], stdout=subprocess.PIPE, text=True
+    ) as publisher:
+        assert publisher.stdout is not None
+        assert publisher.stdout.readline() == "published\n"
+        teacher = teacher_on(map_safetensors(path))
+        os.kill(publisher.pid, signal.SIGKILL)
+        publisher.wait()
+    path.unlink()
+    assert_close(teacher(images)["logits"], trained_cnn(1).eval()(images)["logits"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["eval", "batch"])
+def test_a_forward_under_unseen_leaves_no_trace(mode: str, images: Tensor) -> None:
+    model = nn.Sequential(trained_cnn(2).body, nn.Dropout(0.5)).train()
+    before, drawn = fingerprint(model.state_dict()), torch.random.get_rng_state()
+    with unseen(model, mode):  # pyright: ignore[reportArgumentType]
+        first, second = model(images), model(images)
+    assert torch.equal(first, second)
+    assert not first.requires_grad
+    assert fingerprint(model.state_dict()) == before
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+    assert all(layer.training for layer in model.modules())
+    assert model[0][1].track_running_stats
+
+
+def test_unseen_by_batch_uses_the_statistics_of_the_batch(images: Tensor) -> None:
+    norm = nn.BatchNorm2d(1)
+    with unseen(norm, "batch"):
+        shown = norm(images)
+    assert_close(shown.mean().item(), 0.0, atol=1e-5, rtol=0)
+    with unseen(norm):
+        shown = norm(images)
+    assert_close(shown, images / (1 + 1e-5) ** 0.5)
