@@ -1,7 +1,8 @@
 """Losses: pure functions of tensors.
 
-One convention throughout: sum over classes, mean over all positions, softmax in float32 at least, even under autocast. A target
-is given as log-probabilities, which are logits to every function here; it is detached unless `through` says otherwise.
+One convention throughout: sum over classes, mean over all positions, softmax in float32 at least, even under autocast.
+A target is given as log-probabilities, which are logits to every function here; it is detached unless `through` says
+otherwise.
 """
 
 from __future__ import annotations

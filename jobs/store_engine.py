@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from jobs.errors import StoreError
 
 BUSY_TIMEOUT_S = 10.0
+_ALEMBIC = threading.Lock()  # Alembic keeps the migration under way in a global
 
 
 def make_engine(url: str) -> sa.Engine:
@@ -35,8 +39,23 @@ def make_engine(url: str) -> sa.Engine:
 def _configure_sqlite(connection: Any, _record: object) -> None:
     # The driver would begin transactions by itself, and too late for a compare-and-set: `_begin_sqlite` does.
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
+    _switch_to_wal(connection)
+
+
+def _switch_to_wal(connection: Any) -> None:
+    # Of several openers of a new file one may switch; the others are refused at once, whatever the busy timeout.
+    give_up = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > give_up:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
@@ -51,7 +70,7 @@ def migrate(engine: sa.Engine) -> None:
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("path_separator", "os")
     try:
-        with engine.execution_options(codistill_write=True).begin() as connection:
+        with _ALEMBIC, engine.execution_options(codistill_write=True).begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except DBAPIError as error:

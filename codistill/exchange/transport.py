@@ -147,8 +147,7 @@ class FilesTransport:
         self._run, self._replica, self._replicas, self._keep = run, replica, replicas, keep
         self._directory = run.exchange(replica_name(replica))
         self._directory.mkdir(parents=True, exist_ok=True)
-        # Written in place, eight bytes at a time: a reader never finds it empty or half written.
-        self._progress = (self._directory / "step").open("r+b" if (self._directory / "step").exists() else "w+b", 0)
+        self._progress = self._directory / "step"
         self._staged = 0
 
     def stage(self, arrays: Arrays) -> Staged:
@@ -166,7 +165,12 @@ class FilesTransport:
             (self._directory / f"{_stem(old)}.safetensors").unlink(missing_ok=True)
 
     def poll(self, step: int) -> Mapping[int, PeerReport]:
-        os.pwrite(self._progress.fileno(), struct.pack("<q", step), 0)
+        # In place, eight bytes at once: a reader never finds it empty or half written.
+        descriptor = os.open(self._progress, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.pwrite(descriptor, struct.pack("<q", step), 0)
+        finally:
+            os.close(descriptor)
         return {
             replica: PeerReport(self._step(replica), tuple(self._headers(replica))) for replica in range(self._replicas)
         }
@@ -179,7 +183,6 @@ class FilesTransport:
             raise SnapshotUnavailable(f"{header.id}: {error}") from error
 
     def close(self) -> None:
-        self._progress.close()
         for path in self._directory.glob(".staged-*"):
             path.unlink(missing_ok=True)
 
