@@ -1,0 +1,44 @@
+# One image for the head, the workers and the service.
+#
+#   docker build -t codistill .                                        # CPU
+#   docker build -t codistill:cuda \
+#     --build-arg BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04 \
+#     --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .  # CUDA
+#
+#   head:     docker run … codistill ray start --head --block --num-cpus=0
+#   worker:   docker run … codistill ray start --address=HEAD:6379 --block
+#   service:  docker run … codistill codistill serve --on HEAD:6379 --storage /storage
+#
+# All three need the same /storage, and --shm-size of at least the object store's size.
+ARG BASE=python:3.11-slim-bookworm
+FROM ${BASE}
+
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+# A CUDA base brings no Python. procps is what Ray's own tools look for.
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends python3 python3-venv procps \
+ && rm -rf /var/lib/apt/lists/*
+
+RUN useradd --create-home --uid 10001 codistill \
+ && mkdir -p /srv/codistill /storage \
+ && chown codistill:codistill /srv/codistill /storage
+USER codistill
+WORKDIR /srv/codistill
+# An environment of its own: the system's Python belongs to the distribution.
+RUN if command -v /usr/local/bin/python3; then /usr/local/bin/python3 -m venv venv; else python3 -m venv venv; fi
+ENV PATH=/srv/codistill/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    RAY_USAGE_STATS_ENABLED=0 \
+    CODISTILL_HOME=/srv/codistill/state
+
+# Dependencies first: they change less often than the code.
+COPY --chown=codistill:codistill constraints.txt pyproject.toml README.md LICENSE ./
+RUN pip install --no-cache-dir --index-url "${TORCH_INDEX}" --extra-index-url https://pypi.org/simple -c constraints.txt torch
+COPY --chown=codistill:codistill codistill codistill
+COPY --chown=codistill:codistill cluster cluster
+COPY --chown=codistill:codistill jobs jobs
+RUN pip install --no-cache-dir -c constraints.txt '.[cluster,digits]'
+
+VOLUME /storage
+CMD ["codistill", "--help"]
