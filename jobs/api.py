@@ -59,16 +59,16 @@ def build_api(backend: Backend) -> FastAPI:
 def _add_submission(app: FastAPI, backend: Backend) -> None:
     @app.post("/api/v1/jobs", status_code=202)
     async def submit(request: Request) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        body = await _read_body(request)
+        body = await read_body(request)
         value = await asyncio.to_thread(_submit, backend, body)
         return JSONResponse(value, 202, headers={"Location": f"/api/v1/jobs/{value['id']}"})
 
     @app.post("/api/v1/jobs/{job_id}/cancel", status_code=202)
     def cancel(job_id: str) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        return JSONResponse(_show(backend, _cancel(backend, job_id)), 202)
+        return JSONResponse(_show(backend, cancel_job(backend, job_id)), 202)
 
 
-async def _read_body(request: Request) -> bytes:
+async def read_body(request: Request) -> bytes:
     """The body, refused as soon as it is too long, whatever its headers claim."""
     body = bytearray()
     async for chunk in request.stream():
@@ -102,7 +102,8 @@ def _refuse_impossible(spec: JobSpec, backend: Backend) -> None:
         raise ApiProblem(422, "never_fits", str(problem), [problem])
 
 
-def _cancel(backend: Backend, job_id: str) -> Job:
+def cancel_job(backend: Backend, job_id: str) -> Job:
+    """Ask for the end of a job; asking again, or too late, changes nothing."""
     while True:
         job = _job(backend, job_id)
         if job.state in TERMINAL or job.state is State.CANCELLING:

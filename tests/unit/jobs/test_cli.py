@@ -1,0 +1,474 @@
+"""The command: exit codes, what goes where, and no traceback whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from codistill.capacity import Node
+from codistill.run_dir import RunDir, write_json
+from codistill.spec import JobSpec
+from codistill.spec_errors import load_spec
+from jobs import cli
+from jobs.api import Backend, build_api
+from jobs.cli import demo
+from jobs.cli.exits import Exit, exit_of
+from jobs.cli.watch import LineReporter
+from jobs.client import Client, RemoteJob, ServiceRefused, ServiceUnreachable
+from jobs.job import Reason
+from jobs.status import State
+from jobs.store import Store
+from tests.unit.jobs.fakes import beat
+
+EXAMPLES = Path(cli.__file__).parents[1] / "examples"
+SPEC = str(EXAMPLES / "digits-pair.toml")
+
+
+class Server:
+    """The routes on a real socket, in a thread of this process."""
+
+    def __init__(self, root: Path) -> None:
+        self.storage = root / "runs"
+        self.storage.mkdir()
+        self.store = Store.open(f"sqlite:///{root / 'jobs.db'}")
+        app = build_api(Backend(self.store, self.storage, lambda: [Node(2.0, 0.0)]))
+        self._uvicorn = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none", lifespan="off"))
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._uvicorn.run, kwargs={"sockets": [self._socket]}, daemon=True)
+        self._thread.start()
+        while not self._uvicorn.started:
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        self._uvicorn.should_exit = True
+        self._thread.join(10)
+        self._socket.close()
+        self.store.close()
+
+    def move(self, job_id: str, *states: State, reason: Reason | None = None) -> None:
+        for state in states:
+            job = self.store.get(job_id)
+            assert job is not None
+            self.store.move(job, state, reason=reason, fence=1 if state is State.STARTING else None)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    server = Server(tmp_path)
+    monkeypatch.setenv("CODISTILL_URL", server.url)
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODISTILL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CODISTILL_URL", "http://127.0.0.1:9")  # nobody lives there
+    monkeypatch.delenv("CODISTILL_LOG_LEVEL", raising=False)
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    code = cli.run(list(words))
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err
+    return code, said.out, said.err
+
+
+# ---------------------------------------------------------------- without a service
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda p: p.name)
+def test_every_example_is_a_valid_spec(path: Path) -> None:
+    assert isinstance(load_spec(path), JobSpec)
+    assert path.read_text().startswith("# ")
+
+
+def test_there_are_examples() -> None:
+    names = {path.stem for path in EXAMPLES.glob("*.toml")}
+    assert names >= {"digits-solo", "digits-pair", "digits-ring", "demo-solo", "demo-pair"}
+
+
+BAD_USAGE = [
+    ["nonsense"],
+    ["submit"],
+    ["list", "--limit", "0"],
+    ["list", "--state", "LOST"],
+    ["show"],
+    ["show", "x", "-o", "xml"],
+    ["run", SPEC, "--name", "No Id"],
+    ["run", SPEC, "--on", "nowhere"],
+    ["serve", "--port", "99999"],
+    ["init", "spec.yaml"],
+]
+
+
+@pytest.mark.parametrize("words", BAD_USAGE, ids=" ".join)
+def test_bad_usage_is_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, *words)
+    assert (code, out) == (Exit.USAGE, "")
+    assert err
+
+
+@pytest.mark.parametrize("verb", ["validate", "submit", "run"])
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("missing.toml", None, "cannot read"),
+        ("bad.toml", "a = = 1", "is not valid TOML"),
+        ("bad.toml", "[training]\nstepz = 3", "training.stepz: unknown key; did you mean 'steps'?"),
+        ("bad.json", "[1]", "should be an object"),
+        ("spec.yaml", "a: 1", "ends in .toml or .json"),
+    ],
+)
+def test_bad_specs_are_2_with_a_sentence(
+    verb: str, name: str, text: str | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    if text is not None:
+        path.write_text(text)
+    code, out, err = call(capsys, verb, str(path))
+    assert (code, out) == (Exit.USAGE, "")
+    assert says in err
+    assert not (tmp_path / "home").exists()  # nothing half-written
+
+
+def test_validate_prints_the_resolved_spec(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "validate", SPEC)
+    assert code == 0
+    assert json.loads(out)["limits"]["max_failures"] == 3
+    assert "is valid" in err
+
+
+def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "schema")
+    assert code == 0
+    assert json.loads(out)["additionalProperties"] is False
+
+
+def test_init_writes_an_example_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "my.toml"
+    code, out, _ = call(capsys, "init", str(path))
+    assert (code, out.strip()) == (0, str(path))
+    assert load_spec(path).name == "digits-pair"
+    path.write_text("mine")
+    code, _, err = call(capsys, "init", str(path))
+    assert code == Exit.USAGE
+    assert "--force" in err
+    assert path.read_text() == "mine"
+    assert call(capsys, "init", str(path), "--force")[0] == 0
+    assert call(capsys, "init", str(tmp_path / "no" / "where.toml"))[0] == Exit.USAGE
+
+
+def test_compare_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "compare", "a=nobody-aaaaaa")
+    assert code == Exit.JOB_NOT_FOUND
+    assert "--storage" in err
+    RunDir(tmp_path, "early-aaaaaa").create(JobSpec())
+    code, _, err = call(capsys, "compare", "a=early-aaaaaa", "--storage", str(tmp_path))
+    assert code == Exit.JOB_NOT_FINISHED
+    assert "has not ended" in err
+    assert call(capsys, "compare", "a=../x")[0] == Exit.USAGE
+
+
+@pytest.mark.parametrize("words", [["list"], ["show", "x"], ["submit", SPEC], ["wait", "x"], ["logs", "x"]], ids=str)
+def test_no_service_is_3_and_says_how_to_start_one(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, *words)
+    assert (code, out) == (Exit.UNAVAILABLE, "")
+    assert "codistill serve" in err
+
+
+def test_something_else_at_the_address_is_3(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:  # answers 501 in HTML
+        threading.Thread(target=other.handle_request, daemon=True).start()
+        code, _, err = call(capsys, "list", "--url", f"http://127.0.0.1:{other.server_port}")
+    assert code == Exit.UNAVAILABLE
+    assert "501" in err
+
+
+@pytest.mark.parametrize("verb", ["serve", "demo", "run"])
+def test_without_ray_it_names_the_extra(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "ray" else real(name, *a))
+    words = ["run", SPEC, "--on", "auto"] if verb == "run" else [verb]
+    code, _, err = call(capsys, *words)
+    assert code == Exit.UNAVAILABLE
+    assert "pip install 'codistill[cluster]'" in err
+
+
+def test_serve_on_a_port_in_use_is_3(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        code, _, err = call(capsys, "serve", "--port", port)
+        assert code == Exit.UNAVAILABLE
+        assert f"port {port} of 127.0.0.1 is in use" in err
+        assert "--port" in err
+
+
+def test_serve_on_missing_or_full_storage_is_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = call(capsys, "serve", "--storage", str(tmp_path / "nowhere"))
+    assert code == Exit.UNAVAILABLE
+    assert "does not exist; create it" in err
+    monkeypatch.setattr(RunDir, "free_bytes", lambda _self: 1000)
+    code, _, err = call(capsys, "serve")
+    assert code == Exit.UNAVAILABLE
+    assert "is full" in err
+
+
+def test_serve_with_a_home_that_is_a_file_is_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CODISTILL_HOME", str(tmp_path / "file"))
+    code, _, err = call(capsys, "serve")
+    assert code == Exit.UNAVAILABLE
+    assert "CODISTILL_HOME" in err
+
+
+def test_serve_with_a_damaged_store_is_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "home" / "service").mkdir(parents=True)
+    (tmp_path / "home" / "service" / "jobs.db").write_bytes(b"no database " * 1000)
+    code, _, err = call(capsys, "serve")
+    assert code == Exit.UNAVAILABLE
+    assert "not a readable store" in err
+
+
+def test_down_without_a_head_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "down")
+    assert code == 0
+    assert "nothing to end" in err
+
+
+def test_an_unexpected_error_is_1_and_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_self: Client, **_: Any) -> None:
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(Client, "list", fail)
+    code, _, err = call(capsys, "list")
+    assert code == Exit.OUR_BUG
+    assert err.count("\n") == 1
+    monkeypatch.setenv("CODISTILL_LOG_LEVEL", "debug")
+    assert cli.run(["list"]) == Exit.OUR_BUG
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_self: Client, *_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "wait", interrupt)
+    code, _, err = call(capsys, "watch", "x")
+    assert code == Exit.INTERRUPTED
+    assert "the job goes on" in err
+
+
+def test_the_command_starts_fast_and_light() -> None:
+    """Help needs neither torch nor Ray nor a database nor pyarrow, installed or not."""
+    heavy = ["torch", "ray", "sqlalchemy", "alembic", "pyarrow", "numpy", "fastapi"]
+    program = (
+        f"import sys\nfor name in {heavy!r}: sys.modules[name] = None\n"
+        "from jobs.cli import run\ncode = run(['--help'])\n"
+        f"code = code or run(['validate', {SPEC!r}])\nsys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- with a service
+
+
+def test_submit_prints_only_the_id_on_stdout(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "submit", SPEC)
+    assert code == 0
+    job_id = out.strip()
+    assert server.store.get(job_id) is not None
+    assert f"codistill watch {job_id}" in err
+
+
+def test_submit_of_what_never_fits_is_2(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "big.toml").write_text("[replicas]\ncount = 8\n")
+    code, out, err = call(capsys, "submit", str(tmp_path / "big.toml"))
+    assert (code, out) == (Exit.USAGE, "")
+    assert "the job needs 8 CPUs" in err
+
+
+def test_list_and_show(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    job_id = call(capsys, "submit", SPEC)[1].strip()
+    code, out, _ = call(capsys, "list")
+    assert code == 0
+    assert job_id in out
+    assert "QUEUED" in out
+    assert json.loads(call(capsys, "list", "-o", "json")[1])["items"][0]["id"] == job_id
+    server.move(job_id, State.ADMITTED, State.STARTING)
+    write_json(RunDir(server.storage, job_id).heartbeat(1, "replica-0"), beat(0, now=time.time()))
+    out = call(capsys, "show", job_id)[1]
+    assert "5/10" in out
+    assert "replica-1 v4 ?/1" in out
+    assert json.loads(call(capsys, "show", job_id, "-o", "json")[1])["status"]["state"] == "STARTING"
+
+
+@pytest.mark.parametrize("verb", ["show", "logs", "wait", "watch", "cancel"])
+@pytest.mark.parametrize("job_id", ["nobody-aaaaaa", "../../x", "a b\n"])
+def test_unknown_jobs_are_102(server: Server, verb: str, job_id: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, verb, job_id)
+    assert (code, out) == (Exit.JOB_NOT_FOUND, "")
+    assert "there is no" in err or "Not Found" in err
+
+
+@pytest.mark.parametrize("verb", ["wait", "watch"])
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [(State.SUCCEEDED, 0), (State.FAILED, 100), (State.CANCELLED, 103)],
+)
+def test_the_exit_code_says_how_a_job_ended(
+    server: Server, verb: str, state: State, expected: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job_id = server.store.create(JobSpec()).id
+    server.move(job_id, State.ADMITTED, State.STARTING, state)
+    code, _, err = call(capsys, verb, job_id)
+    assert code == expected
+    assert f"{job_id} {state}" in err
+
+
+def test_waiting_too_long_is_101(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    job_id = server.store.create(JobSpec()).id
+    assert call(capsys, "wait", job_id, "--timeout", "0")[0] == Exit.JOB_NOT_FINISHED
+    assert exit_of(State.RUNNING) is Exit.JOB_NOT_FINISHED
+
+
+def test_cancel(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    job_id = server.store.create(JobSpec()).id
+    code, _, err = call(capsys, "cancel", job_id, "--yes")
+    assert code == 0
+    assert "CANCELLED" in err
+
+
+def test_logs_follow_a_job_to_its_end_without_steering_the_terminal(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job_id = server.store.create(JobSpec()).id
+    server.move(job_id, State.ADMITTED, State.STARTING)
+    run = RunDir(server.storage, job_id)
+    path = run.logs(1, "replica-0") / "0000.log"
+    path.parent.mkdir(parents=True)
+    path.write_text("one\n\x1b[31mtwo\n")
+
+    def go_on() -> None:
+        time.sleep(0.7)
+        with path.open("a") as file:
+            file.write("three\n")
+        server.move(job_id, State.SUCCEEDED)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    code, out, _ = call(capsys, "logs", job_id, "--follow")
+    thread.join()
+    assert (code, out) == (0, "one\n?[31mtwo\nthree\n")
+    assert call(capsys, "logs", job_id, "--tail", "1")[1] == "three\n"
+    assert call(capsys, "logs", job_id, "--replica", "replica-7")[0] == Exit.JOB_NOT_FOUND
+
+
+def test_watch_prints_replicas_and_teacher_ages_as_lines(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    job_id = server.store.create(JobSpec()).id
+    server.move(job_id, State.ADMITTED, State.STARTING, State.RUNNING)
+    write_json(RunDir(server.storage, job_id).heartbeat(1, "replica-0"), beat(0, now=time.time()))
+    threading.Timer(0.8, lambda: server.move(job_id, State.SUCCEEDED)).start()
+    code, out, _ = call(capsys, "watch", job_id)
+    assert code == 0
+    assert f"{job_id}: RUNNING" in out
+    assert "step 5/10" in out
+    assert "replica-1 v4 (lag ?, offset 1)" in out
+    assert out.strip().endswith(f"{job_id}: SUCCEEDED")
+
+
+# ---------------------------------------------------------------- client
+
+
+def test_the_client_is_typed_and_pages_rows(server: Server) -> None:
+    with Client(server.url) as client:
+        job = client.submit(JobSpec(name="typed"))
+        assert isinstance(job, RemoteJob)
+        assert job.state is State.QUEUED
+        assert client.metrics(job.id) == []
+        assert client.ledger(job.id, replica="replica-1") == []
+        assert client.list(state=State.QUEUED)["items"][0]["id"] == job.id
+        assert client.cancel(job.id).state is State.CANCELLED
+        assert client.wait(job.id).ended
+        with pytest.raises(ServiceRefused) as refused:
+            client.submit({"training": {"stepz": 1}})
+        assert (refused.value.status, refused.value.code) == (422, "bad_spec")
+        assert refused.value.errors[0]["path"] == "training.stepz"
+    with Client("http://127.0.0.1:9") as nobody, pytest.raises(ServiceUnreachable):
+        nobody.show("x")
+
+
+def test_lines_are_said_once_per_change() -> None:
+    value = {"id": "a-aaaaaa", "status": {"state": "QUEUED", "reason": None, "replicas": []}}
+    job, reporter = RemoteJob.from_json(value), LineReporter("solo ")
+    assert reporter.lines(job, 0.0) == ["solo a-aaaaaa: QUEUED"]
+    assert reporter.lines(job, 10.0) == []
+
+
+# ---------------------------------------------------------------- the demo's words
+
+
+def test_the_demo_gives_both_arms_the_same_budget_and_seeds_that_differ() -> None:
+    specs = demo.demo_specs()
+    assert {arm: len(found) for arm, found in specs.items()} == {"solo": 2, "codistilled": 2}
+    assert [s.seed for s in specs["solo"]] == [s.seed for s in specs["codistilled"]]
+    everything = [s for found in specs.values() for s in found]
+    assert len({(s.training, s.recipe, s.data) for s in everything}) == 1
+    assert {s.replicas.count for s in specs["solo"]} == {1}
+    assert {s.replicas.count for s in specs["codistilled"]} == {2}
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "log_loss", "churn", "says"),
+    [
+        (0.9, 0.5, 0.1, "exchange did not help here"),
+        (0.8, 0.6, 0.2, "exchange did not help here"),
+        (0.95, 0.4, 0.05, "exchange helped: log loss, accuracy, churn; to serve"),
+        (0.9, 0.4, 0.2, "exchange helped: log loss; not: accuracy, churn; to serve"),
+    ],
+)
+def test_the_demo_says_so_when_exchange_did_not_help(accuracy: float, log_loss: float, churn: float, says: str) -> None:
+    from codistill.compare import Comparison, Row
+
+    solo = Row("solo", 2, 0.5, 0.9, 0.5, 0.1, 0.1, 1.0, 0)
+    pair = Row("codistilled", 2, 0.4, accuracy, log_loss, churn, 0.1, 1.0, 9)
+    assert demo.verdict(Comparison((solo, pair))).startswith(says)
+
+
+def test_the_environment_is_read_as_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs.cli.output import home, service_url
+
+    assert home() == tmp_path / "home"
+    monkeypatch.delenv("CODISTILL_HOME")
+    monkeypatch.delenv("CODISTILL_URL")
+    assert home() == Path(os.path.expanduser("~/.codistill"))
+    assert service_url() == "http://127.0.0.1:8700"

@@ -1,0 +1,241 @@
+"""The store's contract: durable rows, compare-and-set under concurrency, leases with fences, errors with a sentence."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from codistill.run_dir import ID_PATTERN
+from codistill.spec import JobSpec
+from jobs.errors import StoreError
+from jobs.job import Reason, new_job_id
+from jobs.status import IllegalTransition, State
+from jobs.store import LostRace, Store
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
+    store = Store.open(f"sqlite:///{tmp_path / 'jobs.db'}", clock)
+    yield store
+    store.close()
+
+
+def test_a_job_comes_back_as_it_was_given(store: Store) -> None:
+    spec = JobSpec(name="mine", labels={"team": "a"}, seed=7)
+    job = store.create(spec)
+    assert store.get(job.id) == job
+    assert (job.spec, job.state, job.fence, job.attempts) == (spec, State.QUEUED, 0, 0)
+    assert job.labels == {"team": "a"}
+    assert [t.state for t in store.transitions(job.id)] == [State.QUEUED]
+    assert store.get("other-aaaaaa") is None
+
+
+def test_ids_match_the_pattern_for_every_name() -> None:
+    for name in ("a", "a" * 63, "a" * 55 + "--------"):
+        made = new_job_id(name)
+        assert ID_PATTERN.match(made), made
+        assert re.search(r"[a-z0-9]-[a-z2-7]{6}$", made), made
+
+
+def test_a_move_is_logged_with_reason_fence_and_time(store: Store, clock: Clock) -> None:
+    job = store.move(store.create(JobSpec()), State.ADMITTED)
+    clock.now = 1005.0
+    started = store.move(job, State.STARTING, fence=1, submission_id="x-1")
+    assert (started.fence, started.attempts, started.submission_id) == (1, 1, "x-1")
+    assert (started.state_since, started.started_at, started.ended_at) == (1005.0, 1005.0, None)
+    clock.now = 1009.0
+    failed = store.move(started, State.FAILED, reason=Reason("c", "m", "replica-0"))
+    assert failed.reason == Reason("c", "m", "replica-0")
+    assert (failed.started_at, failed.ended_at) == (1005.0, 1009.0)
+    log = store.transitions(job.id)
+    assert [(t.state, t.fence, t.time) for t in log[2:]] == [(State.STARTING, 1, 1005.0), (State.FAILED, 1, 1009.0)]
+    assert log[3].reason == Reason("c", "m", "replica-0")
+
+
+def test_an_illegal_move_changes_nothing(store: Store) -> None:
+    job = store.create(JobSpec())
+    with pytest.raises(IllegalTransition):
+        store.move(job, State.RUNNING)
+    assert store.get(job.id) == job
+
+
+def test_a_stale_view_loses_by_state_and_by_fence(store: Store) -> None:
+    job = store.create(JobSpec())
+    admitted = store.move(job, State.ADMITTED)
+    with pytest.raises(LostRace):
+        store.move(job, State.CANCELLED)
+    first = store.move(admitted, State.STARTING, fence=1)
+    again = store.move(store.move(first, State.RECOVERING), State.STARTING, fence=2)
+    with pytest.raises(LostRace):
+        store.move(first, State.RUNNING)  # the same state, another attempt
+    assert store.get(job.id) == again
+    assert len(store.transitions(job.id)) == 5
+
+
+def test_of_many_movers_one_wins_also_across_processes(store: Store, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    job = store.create(JobSpec())
+    program = (
+        "import sys\nfrom jobs.store import Store, LostRace\nfrom jobs.status import State\n"
+        f"store = Store.open({url!r}); job = store.get({job.id!r}); print('ready', flush=True); sys.stdin.readline()\n"
+        "try:\n    store.move(job, State.ADMITTED); print('won')\nexcept LostRace:\n    print('lost')\n"
+    )
+    others = [
+        subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for other in others:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+
+    def move(_: int) -> bool:
+        mine = Store.open(url)
+        try:
+            mine.move(job, State.ADMITTED)
+        except LostRace:
+            return False
+        finally:
+            mine.close()
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        local = pool.map(move, range(16))
+        remote = [other.communicate("go\n")[0].strip() for other in others]
+        assert sum(local) + remote.count("won") == 1, remote
+    assert [t.state for t in store.transitions(job.id)] == [State.QUEUED, State.ADMITTED]
+
+
+def test_many_openers_at_once_make_one_schema(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    program = f"from jobs.store import Store; Store.open({url!r}).close()"
+    others = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    with ThreadPoolExecutor(4) as pool:
+        for store in pool.map(lambda _: Store.open(url), range(4)):
+            assert store.in_states(list(State)) == []
+            store.close()
+    assert [other.communicate()[1] for other in others] == [""] * 2
+
+
+def test_pages_are_newest_first_and_never_skip(store: Store) -> None:
+    jobs = [store.create(JobSpec()) for _ in range(5)]
+    store.move(jobs[1], State.ADMITTED)
+    first = store.page(limit=2)
+    assert [j.id for j in first] == [jobs[4].id, jobs[3].id]
+    assert [j.id for j in store.page(limit=9, before_seq=first[-1].seq)] == [jobs[2].id, jobs[1].id, jobs[0].id]
+    assert [j.id for j in store.page(limit=9, state=State.ADMITTED)] == [jobs[1].id]
+    assert [j.id for j in store.in_states([State.QUEUED])] == [jobs[0].id, jobs[2].id, jobs[3].id, jobs[4].id]
+
+
+def test_a_lease_is_renewed_kept_and_passed_on_with_a_higher_fence(store: Store, clock: Clock) -> None:
+    first = store.acquire_lease("a", 5.0)
+    assert first is not None
+    assert store.acquire_lease("b", 5.0) is None
+    clock.now += 4.0
+    assert store.acquire_lease("a", 5.0) == first
+    clock.now += 4.0
+    assert store.acquire_lease("b", 5.0) is None
+    assert store.lease_is_held()
+    clock.now += 1.5
+    assert not store.lease_is_held()
+    second = store.acquire_lease("b", 5.0)
+    assert second is not None
+    assert second > first
+    assert store.acquire_lease("a", 5.0) is None
+    store.release_lease("b")
+    third = store.acquire_lease("a", 5.0)
+    assert third is not None
+    assert third > second
+
+
+def test_changes_under_a_lease_that_has_moved_on_are_refused(store: Store, clock: Clock) -> None:
+    job = store.create(JobSpec())
+    old = store.acquire_lease("a", 5.0)
+    clock.now += 6.0
+    new = store.acquire_lease("b", 5.0)
+    with pytest.raises(LostRace):
+        store.move(job, State.ADMITTED, lease=old)
+    with pytest.raises(LostRace):
+        store.explain_wait(job, Reason("queued", "waits"), lease=old)
+    assert store.get(job.id) == job
+    assert store.move(job, State.ADMITTED, lease=new).state is State.ADMITTED
+
+
+def test_a_wait_is_explained_without_a_transition(store: Store) -> None:
+    job = store.create(JobSpec())
+    store.explain_wait(job, Reason("no_room_yet", "waits for room"))
+    found = store.get(job.id)
+    assert found is not None
+    assert found.reason == Reason("no_room_yet", "waits for room")
+    assert len(store.transitions(job.id)) == 1
+
+
+def test_durability_settings(store: Store, tmp_path: Path) -> None:
+    with store._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 10_000
+
+
+def test_a_missing_directory_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"the store's directory .*nowhere does not exist; create it"):
+        Store.open(f"sqlite:///{tmp_path / 'nowhere' / 'jobs.db'}")
+
+
+@pytest.mark.parametrize(("url", "says"), [("nonsense", "is not a database URL"), ("mysql://h/d", "not supported")])
+def test_a_bad_url_is_one_sentence(url: str, says: str) -> None:
+    with pytest.raises(StoreError, match=says):
+        Store.open(url)
+
+
+def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "jobs.db").write_bytes(b"something else, and long enough to be looked at " * 30)
+    with pytest.raises(StoreError, match="is not a readable store; move it away"):
+        Store.open(f"sqlite:///{tmp_path / 'jobs.db'}")
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_is_half_written(store: Store, tmp_path: Path) -> None:
+    store.create(JobSpec())
+    with store._engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+    # What SQLite does when the disk is full, without filling one.
+    from sqlalchemy import event
+
+    def limit(connection: sqlite3.Connection, *_: object) -> None:
+        connection.execute(f"PRAGMA max_page_count={pages}")
+
+    event.listen(store._engine, "connect", limit)
+    store.close()
+    with pytest.raises(StoreError, match="the disk is full; free some space"):
+        for _ in range(50):
+            store.create(JobSpec(labels={"long": "x" * 200}))
+    jobs = store.page(limit=100)
+    assert all(len(store.transitions(job.id)) == 1 for job in jobs)
+    assert store.move(jobs[0], State.CANCELLED).state is State.CANCELLED  # a smaller change still goes through
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_directory_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    with pytest.raises(StoreError, match="cannot be"):
+        Store.open(f"sqlite:///{tmp_path / 'closed' / 'jobs.db'}")
