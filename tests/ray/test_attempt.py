@@ -1,0 +1,138 @@
+"""A whole attempt on Ray: two replicas that teach each other, and what becomes of it when something goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray.util import placement_group_table
+
+from codistill import records
+from codistill.run_dir import read_json
+from tests.ray.running import INTERVAL_STEPS, beat, beside, create, ledger, spec_of, until
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+BOTH = ("replica-0", "replica-1")
+
+
+def nothing_reserved() -> bool:
+    groups = placement_group_table().values()
+    return all(group["state"] == "REMOVED" for group in groups) and ray.available_resources().get("CPU") == 2.0
+
+
+def test_two_replicas_teach_each_other_through_the_object_store(tmp_path: Path) -> None:
+    run = create(tmp_path, spec_of(300))
+    with beside(run) as ended:
+        result = ended()
+    assert (result["outcome"], result["degraded"], result["reason"]) == ("succeeded", False, None)
+    assert read_json(run.result(1)) == result
+    for name, peer in (BOTH, BOTH[::-1]):
+        rows = [row for row in ledger(run, name) if row["verdict"] == "accepted"]
+        assert {row["teacher"] for row in rows} == {peer}
+        assert all(row["version"] % INTERVAL_STEPS == 0 and row["lag_steps"] >= 0 for row in rows)
+        assert len({row["version"] for row in rows}) >= 3
+        entry = result["replicas"][name]
+        assert (entry["outcome"], entry["steps"], entry["incarnations"]) == ("succeeded", 300, 1)
+        assert entry["bytes_received"] == sum(row["bytes_received"] for row in rows) > 0
+        assert (run.export(name) / "model.safetensors").exists()
+        # Nothing of the exchange went over the disk while they trained; what is there was left at the end.
+        assert list(run.exchange(name).glob("*.safetensors"))
+    assert not (run.root / "ray").exists()
+    until(nothing_reserved, limit_s=10)
+
+
+def test_killed_worker_comes_back_while_its_peer_trains_on(tmp_path: Path) -> None:
+    run = create(tmp_path, spec_of(2500))
+    with beside(run) as ended:
+        until(lambda: beat(run, "replica-0")["teachers"] and beat(run, "replica-1")["step"] >= 60)
+        before = beat(run, "replica-1")
+        peer = beat(run, "replica-0")
+        os.kill(before["pid"], signal.SIGKILL)
+        killed_at_step = beat(run, "replica-0")["step"]
+        after = until(lambda: beat(run, "replica-1")["incarnation"] == 1 and beat(run, "replica-1"))
+        until(lambda: beat(run, "replica-1")["first_step_at"])
+        back_at_step = beat(run, "replica-0")["step"]
+        still = beat(run, "replica-0")
+        result = ended()
+    assert result["outcome"] == "succeeded"
+    assert (result["replicas"]["replica-0"]["incarnations"], result["replicas"]["replica-1"]["incarnations"]) == (1, 2)
+    assert (still["pid"], still["incarnation"]) == (peer["pid"], 0)
+    assert after["pid"] != before["pid"]
+    assert back_at_step > killed_at_step + 20, "the peer must train on meanwhile"
+
+    rows = {row["step"]: row for row in ledger(run, "replica-0") if row["verdict"] == "accepted"}
+    assert set(range(killed_at_step, 2500)) <= rows.keys(), "no step of the peer went without its teacher"
+    outage = [rows[step] for step in range(killed_at_step + INTERVAL_STEPS + 10, back_at_step)]
+    assert {row["teacher_incarnation"] for row in outage} == {0}
+    assert len({row["version"] for row in outage}) == 1, "it holds the last teacher that it had"
+    offsets = [row["offset_steps"] for row in outage]
+    assert offsets == list(range(offsets[0], offsets[0] + len(outage))), "which grows older with every step"
+    assert rows[2499]["teacher_incarnation"] == 1
+
+    resumed = records.read(run, "replica-1", "metrics").to_pylist()
+    first = min(row["step"] for row in resumed if row["incarnation"] == 1)
+    assert first > before["step"] - 55, "it went on from its last checkpoint, 50 steps back at most"
+
+
+def test_stop_file_ends_all_with_a_last_checkpoint(tmp_path: Path) -> None:
+    run = create(tmp_path, spec_of(100_000))
+    with beside(run) as ended:
+        until(lambda: all(beat(run, name)["step"] > 10 for name in BOTH))
+        asked_at = time.monotonic()
+        run.request_stop(1)
+        result = ended()
+    assert time.monotonic() - asked_at < 15
+    assert (result["outcome"], result["reason"]) == ("cancelled", None)
+    for name in BOTH:
+        entry = result["replicas"][name]
+        assert entry["outcome"] == "cancelled"
+        assert (run.checkpoints(name) / f"0001-{entry['steps']:012d}" / "manifest.json").exists()
+    until(nothing_reserved, limit_s=10)
+
+
+def test_replica_that_always_fails_leaves_the_other_one_a_degraded_success(tmp_path: Path) -> None:
+    run = create(tmp_path, spec_of(60))
+    run.export("replica-1").parent.mkdir(parents=True)
+    run.export("replica-1").write_text("in the way of a directory")
+    with beside(run) as ended:
+        result = ended()
+    assert (result["outcome"], result["degraded"]) == ("succeeded", True)
+    assert result["replicas"]["replica-0"]["outcome"] == "succeeded"
+    failed = result["replicas"]["replica-1"]
+    assert (failed["outcome"], failed["steps"], failed["incarnations"]) == ("failed", 60, 2)
+    assert "twice at step 60" in failed["error"]
+    assert result["reason"]["code"] == "replica_failed"
+    assert result["reason"]["replica"] == "replica-1"
+    assert "Traceback" not in str(result)
+
+
+def test_frozen_worker_is_started_again(tmp_path: Path) -> None:
+    run = create(tmp_path, spec_of(1500))
+    with beside(run, hang_after_s=3.0) as ended:
+        until(lambda: beat(run, "replica-1")["step"] >= 60)
+        os.kill(beat(run, "replica-1")["pid"], signal.SIGSTOP)
+        result = ended()
+    assert result["outcome"] == "succeeded"
+    assert [result["replicas"][name]["incarnations"] for name in BOTH] == [1, 2]
+
+
+def test_what_can_never_fit_is_refused_with_what_is_short(tmp_path: Path) -> None:
+    run = create(tmp_path, spec_of(10, replicas={"cpus": 2.0}))
+    with beside(run) as ended:
+        result = ended()
+    assert (result["outcome"], result["reason"]["code"]) == ("failed", "no_capacity")
+    assert "needs 4 CPUs" in result["reason"]["message"]
+    assert "has 2" in result["reason"]["message"]
+
+
+def test_memory_transport_is_refused_with_what_would_be_right(tmp_path: Path) -> None:
+    run = create(tmp_path, spec_of(10, exchange={"transport": {"kind": "memory"}}))
+    with beside(run) as ended:
+        result = ended()
+    assert (result["outcome"], result["reason"]["code"]) == ("failed", "spec")
+    assert "'object_store'" in result["reason"]["message"]
