@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from codistill.exchange.snapshot import Array, Arrays
-from codistill.exchange.transport import map_safetensors, write_safetensors
+from codistill.exchange.mapped_file import map_safetensors, write_safetensors
 from codistill.exchange.weights import hold, published
 from codistill.randomness import unseen
 from codistill.recipes.digits import SmallCnn
@@ -90,7 +90,7 @@ def test_a_write_dies_rather_than_reach_a_peer(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         from torch import nn
-        from codistill.exchange.transport import map_safetensors
+        from codistill.exchange.mapped_file import map_safetensors
         from codistill.exchange.weights import hold
         module = nn.Module()
         module.w = nn.Parameter(__import__("torch").zeros(100_000), requires_grad=False)
@@ -141,7 +141,7 @@ def test_a_teacher_outlives_its_publisher(tmp_path: Path, images: Tensor) -> Non
     program = """
         import sys, time
         from pathlib import Path
-        from codistill.exchange.transport import write_safetensors
+        from codistill.exchange.mapped_file import write_safetensors
         from codistill.exchange.weights import published
         from tests.unit.library.test_teachers import trained_cnn
         write_safetensors(Path(sys.argv[1]), published(trained_cnn(1)))
