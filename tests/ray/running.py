@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray.util import placement_group_table
+
 from cluster.driver import Attempt
 from codistill import records
 from codistill.run_dir import RunDir
@@ -79,3 +82,9 @@ def beat(run: RunDir, replica: str, fence: int = 1) -> dict[str, Any]:
 
 def ledger(run: RunDir, replica: str) -> list[dict[str, Any]]:
     return records.read(run, replica, "ledger").to_pylist()
+
+
+def nothing_reserved() -> bool:
+    """Whether the shared cluster is as free as it was at the start."""
+    groups = placement_group_table().values()
+    return all(group["state"] == "REMOVED" for group in groups) and ray.available_resources().get("CPU") == 2.0

@@ -8,21 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
-import ray
-from ray.util import placement_group_table
 
 from codistill import records
 from codistill.run_dir import read_json
-from tests.ray.running import INTERVAL_STEPS, beat, beside, create, ledger, spec_of, until
+from tests.ray.running import INTERVAL_STEPS, beat, beside, create, ledger, nothing_reserved, spec_of, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 BOTH = ("replica-0", "replica-1")
-
-
-def nothing_reserved() -> bool:
-    groups = placement_group_table().values()
-    return all(group["state"] == "REMOVED" for group in groups) and ray.available_resources().get("CPU") == 2.0
 
 
 def test_two_replicas_teach_each_other_through_the_object_store(tmp_path: Path) -> None:

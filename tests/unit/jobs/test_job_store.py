@@ -227,8 +227,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_half_written(store: Store, t
     event.listen(store._engine, "connect", limit)
     store.close()
     with pytest.raises(StoreError, match="the disk is full; free some space"):
-        for _ in range(50):
-            store.create(JobSpec(labels={"long": "x" * 200}))
+        [store.create(JobSpec(labels={"long": "x" * 200})) for _ in range(50)]
     jobs = store.page(limit=100)
     assert all(len(store.transitions(job.id)) == 1 for job in jobs)
     assert store.move(jobs[0], State.CANCELLED).state is State.CANCELLED  # a smaller change still goes through

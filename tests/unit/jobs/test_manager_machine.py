@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 import tempfile
@@ -133,7 +134,7 @@ class ManagerMachine(RuleBasedStateMachine):
             states = [t.state for t in self.store.transitions(job.id)]
             assert states[0] is State.QUEUED
             assert states[-1] is job.state
-            for old, new in zip(states, states[1:], strict=False):
+            for old, new in itertools.pairwise(states):
                 assert new in NEXT[old], (old, new)
 
     @invariant()
@@ -176,5 +177,5 @@ class _Errors(logging.Handler):
 
 class TestManagerMachine(ManagerMachine.TestCase):
     settings = settings(
-        max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        max_examples=30, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
