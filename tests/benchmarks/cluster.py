@@ -6,13 +6,14 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 
 @contextmanager
-def small_cluster(object_store_bytes: int = 10**9) -> Generator[str]:
-    """Two CPUs; yields the address. Ends with the block."""
+def small_cluster(object_store_bytes: int = 10**9, environment: Mapping[str, str] | None = None) -> Generator[str]:
+    """Two CPUs; yields the address. Ends with the block. `environment` is set before Ray is imported."""
+    os.environ.update(environment or {})
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

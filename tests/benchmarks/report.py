@@ -19,9 +19,9 @@ def machine() -> str:
     model = {name.strip(): value.strip() for name, value in facts.items()}.get("model name", platform.processor())
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    cores = len(os.sched_getaffinity(0))
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     return (
-        f"{model}, {cores} cores, {memory:.0f} GB, {platform.system()} {platform.release()}, load {os.getloadavg()[0]:.1f}\n"
+        f"{model}, {cores} cores, {memory:.0f} GB, {platform.system()} {platform.release()}, load {load:.1f}\n"
         f"Python {platform.python_version()}, {versions}"
     )
 

@@ -38,7 +38,9 @@ def main() -> None:
             totals = [sum(run.values()) for run in runs]
             rows.append([str(replicas), spread(totals, ".1f")])
             rows[-1] += [f"{statistics.median(run[part] for run in runs):.1f}" for part in PARTS]
-        title = "Start of the driver to first step of the slowest replica, seconds: median (range), then medians of parts"
+        title = (
+            "Start of the driver to first step of the slowest replica, seconds: median (range), then medians of parts"
+        )
         print(table(title, ["replicas", "total", *PARTS], rows))
         for name, meaning in PARTS.items():
             print(f"  {name}: {meaning}")
