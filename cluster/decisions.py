@@ -16,7 +16,6 @@ KILL_AFTER_S = 25.0
 LEAVE_AFTER_S = 28.0
 """Ray gives a stopped driver 30 s in our jobs; `result.json` is written before that."""
 HANG_AFTER_S = 60.0
-LONGEST_BACKOFF_S = 60.0
 
 
 # ---------------------------------------------------------------- may it start?
@@ -33,44 +32,6 @@ def refusal(spec: JobSpec, nodes: Sequence[Node]) -> Reason | None:
         return Reason("spec", MEMORY_REFUSED)
     short = shortage(demand_of(spec), nodes)
     return None if short is None else Reason("no_capacity", short)
-
-
-# ---------------------------------------------------------------- a replica has failed: again?
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One failed run of a replica."""
-
-    step: int
-    """Updates completed when it was last heard of."""
-    error: str
-    died: bool
-    """Whether its process vanished, rather than the training raising an error."""
-
-
-@dataclass(frozen=True)
-class Retry:
-    delay_s: float
-
-
-@dataclass(frozen=True)
-class GiveUp:
-    error: str
-
-
-def after_failure(failures: Sequence[Failure], max_failures: int) -> Retry | GiveUp:
-    """What to do after the last of a replica's `failures` (oldest first; at least one).
-
-    The first restart is immediate, since most failures come alone; then 1, 2, 4 ... 60 s. An error that training
-    raises twice at the same step will be raised a third time. A process that vanishes says nothing of the kind.
-    """
-    last = failures[-1]
-    if len(failures) > max_failures:
-        return GiveUp(last.error)
-    if not last.died and last in failures[:-1]:
-        return GiveUp(f"{last.error} (twice at step {last.step})")
-    return Retry(0.0 if len(failures) == 1 else min(LONGEST_BACKOFF_S, 2.0 ** (len(failures) - 2)))
 
 
 # ---------------------------------------------------------------- is it time to stop?

@@ -20,12 +20,8 @@ from ray.exceptions import RayError
 from cluster import trainer
 from cluster.decisions import (
     HANG_AFTER_S,
-    Failure,
-    GiveUp,
     LifeSign,
-    Retry,
     Rung,
-    after_failure,
     outcome_from_beat,
     overdue,
     refusal,
@@ -37,6 +33,7 @@ from cluster.worker import train
 from codistill.capacity import nodes_from_ray
 from codistill.outcome import Reason, ReplicaOutcome, attempt_result
 from codistill.progress import progress_lines
+from codistill.restarts import Failure, GiveUp, Retry, after_failure
 from codistill.run_dir import RunDir, StorageError, write_json
 from codistill.spec import JobSpec, replica_name
 

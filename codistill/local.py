@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 from codistill.exchange.transport import FilesTransport, Hub, MemoryTransport
 from codistill.outcome import Reason, ReplicaOutcome, attempt_result
 from codistill.progress import progress_lines
+from codistill.restarts import Failure, GiveUp, Retry, after_failure
 from codistill.run_dir import RunDir, StorageError, read_json, write_json
 from codistill.spec import JobSpec, ObjectStoreTransport, replica_name
 from codistill.spec import MemoryTransport as MemoryTransportSpec
@@ -106,9 +108,8 @@ class _Child:
     index: int
     process: subprocess.Popen[str] | None = None
     outcome: ReplicaOutcome | None = None
-    failures: int = 0
+    failures: list[Failure] = field(default_factory=list[Failure])
     retry_at: float = 0.0
-    errors: list[str] = field(default_factory=list[str])
 
 
 def _supervise(run: RunDir, spec: JobSpec, fence: int) -> tuple[dict[str, ReplicaOutcome], Reason | None]:
@@ -150,7 +151,7 @@ def _tend(run: RunDir, spec: JobSpec, fence: int, child: _Child) -> None:
         return
     if child.process is None:
         if run.stop_requested(fence):
-            child.outcome = ReplicaOutcome("cancelled", incarnations=child.failures)
+            child.outcome = ReplicaOutcome("cancelled", incarnations=len(child.failures))
         elif time.monotonic() >= child.retry_at:
             child.process = _start(run, fence, child)
         return
@@ -164,15 +165,14 @@ def _tend(run: RunDir, spec: JobSpec, fence: int, child: _Child) -> None:
     if code == 0 and entry is not None:
         child.outcome = _as_outcome(entry)
         return
-    child.failures += 1
-    reason = _last_words(run, fence, child, code)
-    child.errors.append(reason)
     step = (run.read_heartbeats(fence).get(child.name) or {}).get("step", 0)
-    print(f"{child.name}: {reason}", flush=True)
-    if child.failures > spec.limits.max_failures:
-        child.outcome = ReplicaOutcome("failed", steps=step, incarnations=child.failures, error=child.errors[0])
-    else:
-        child.retry_at = time.monotonic() + min(60.0, 0.5 * 2.0**child.failures)
+    child.failures.append(Failure(step, _last_words(run, fence, child, code), died=code < 0))
+    print(f"{child.name}: {child.failures[-1].error}", flush=True)
+    match after_failure(child.failures, spec.limits.max_failures):
+        case GiveUp(error):
+            child.outcome = ReplicaOutcome("failed", steps=step, incarnations=len(child.failures), error=error)
+        case Retry(delay_s):
+            child.retry_at = time.monotonic() + delay_s
 
 
 def _start(run: RunDir, fence: int, child: _Child) -> subprocess.Popen[str]:
@@ -182,7 +182,7 @@ def _start(run: RunDir, fence: int, child: _Child) -> subprocess.Popen[str]:
     directory.mkdir(parents=True, exist_ok=True)
     # The pipe to its standard input is how a replica learns that this process died: it then reads the end of file.
     # A session of its own keeps Ctrl-C from it, so that it can write its last checkpoint.
-    with (directory / f"{child.failures:04d}.stderr").open("w") as errors:
+    with (directory / f"{len(child.failures):04d}.stderr").open("w") as errors:
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=errors, stderr=errors, text=True, start_new_session=True
         )
@@ -218,10 +218,11 @@ def _last_words(run: RunDir, fence: int, child: _Child, code: int) -> str:
     if code < 0:
         return f"killed by signal {signal.Signals(-code).name}"
     try:
-        lines = (run.logs(fence, child.name) / f"{child.failures - 1:04d}.stderr").read_text().strip().splitlines()
+        lines = (run.logs(fence, child.name) / f"{len(child.failures):04d}.stderr").read_text().strip().splitlines()
     except OSError:
         lines = []
-    return lines[-1] if lines else f"ended with exit code {code}"
+    # Of a traceback, its last line, without the module that the error is from.
+    return re.sub(r"^[\w.]+\.(?=\w+: )", "", lines[-1]) if lines else f"ended with exit code {code}"
 
 
 def _as_outcome(entry: dict[str, Any]) -> ReplicaOutcome:

@@ -10,17 +10,14 @@ from cluster.decisions import (
     ABORT_AFTER_S,
     KILL_AFTER_S,
     LEAVE_AFTER_S,
-    Failure,
-    GiveUp,
     LifeSign,
-    Retry,
-    after_failure,
     outcome_from_beat,
     overdue,
     refusal,
     rung,
 )
 from codistill.capacity import Node
+from codistill.restarts import Failure, GiveUp, Retry, after_failure
 from codistill.spec import JobSpec, Limits, Replicas
 from codistill.spec_errors import parse_spec
 
