@@ -17,6 +17,7 @@ from codistill import records
 from codistill.local import main
 from codistill.progress import progress_line
 from codistill.run_dir import RunDir, read_json
+from codistill.spec import Replicas
 from tests.support import new_run, small_spec
 
 SPEC = """
@@ -113,6 +114,21 @@ def test_when_the_runner_is_killed_its_replicas_end(tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     wait_for(lambda: not any(alive(pid) for pid in pids), timeout_s=15)
+
+
+@pytest.mark.slow
+def test_training_that_diverges_fails_with_its_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tried again once, since the first time might have been bad luck; not a third time at the same step."""
+    growing = {"kind": "sgd", "learning_rate": 100.0, "weight_decay": 10.0}  # weights times -999 at each step
+    spec = small_spec(training={"steps": 100, "optimizer": growing}, method={"kind": "solo"})
+    (tmp_path / "spec.json").write_text(spec.model_copy(update={"replicas": Replicas(count=1)}).model_dump_json())
+    assert main([str(tmp_path / "spec.json"), "--storage", str(tmp_path), "--job", "job"]) == 100
+    result = read_json(RunDir(tmp_path, "job").result(1))
+    assert result is not None
+    assert result["reason"]["code"] == "replica_failed"
+    assert "replica-0 failed: TrainingDiverged: the loss after step" in result["reason"]["message"]
+    assert result["replicas"]["replica-0"]["incarnations"] == 2
+    assert "Traceback" not in capsys.readouterr().out
 
 
 def test_memory_transport_takes_turns_in_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

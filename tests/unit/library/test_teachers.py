@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from codistill.exchange.snapshot import Array, Arrays
 from codistill.exchange.mapped_file import map_safetensors, write_safetensors
+from codistill.exchange.snapshot import Array, Arrays
 from codistill.exchange.weights import hold, published
 from codistill.randomness import unseen
 from codistill.recipes.digits import SmallCnn
