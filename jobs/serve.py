@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 from dataclasses import dataclass
@@ -102,4 +104,6 @@ def deploy(settings: Settings, port: int) -> None:
 
 def withdraw() -> None:
     """End Serve on the attached cluster. Jobs go on."""
-    serve.shutdown()
+    # Ray tells the terminal that the controller died, which is what was asked for.
+    with contextlib.redirect_stderr(io.StringIO()):
+        serve.shutdown()

@@ -27,7 +27,8 @@ def run(arguments: list[str]) -> int:
         code = app(arguments, prog_name="codistill", standalone_mode=False)
         return int(code) if isinstance(code, int) else Exit.DONE
     except typer.Exit as stop:
-        return stop.exit_code
+        # Some versions of typer turn Ctrl-C into this.
+        return _say("interrupted", stop.exit_code) if stop.exit_code == Exit.INTERRUPTED else stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted", Exit.INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has seen enough

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from codistill.run_dir import RunDir, StorageError, checked_id
+from codistill.run_dir import RunDir, StorageError, checked_id, read_json
 from jobs.cli.exits import CommandError, Exit
-from jobs.cli.output import emit, emit_json, home, say
+from jobs.cli.output import emit, emit_json, home, plain, say
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="A .toml or .json file")]
 Storage = Annotated[
@@ -83,15 +83,27 @@ def run(
     if on is None:
         return _run_module("codistill.local", str(spec), "--storage", str(directory), "--job", job_id)
     require_cluster(f"run --on {on}")
-    fence = str((RunDir(directory, job_id).fences() or [0])[-1] + 1)
+    run_dir = RunDir(directory, job_id)
+    fence = (run_dir.fences() or [0])[-1] + 1
     if on == "auto":
-        words = ["--spec-file", str(spec), "--storage", str(directory), "--job", job_id, "--fence", fence]
-        return _run_module("cluster.launch", *words, "--address", "auto")
+        words = ["--spec-file", str(spec), "--storage", str(directory), "--job", job_id, "--fence", str(fence)]
+        code = _run_module("cluster.launch", *words, "--address", "auto")
+        return exit_of_attempt(run_dir, fence) if code == Exit.DONE else code
     if on.startswith(("http://", "https://")):
         from jobs.cli.ray_job import run_as_ray_job
 
-        return run_as_ray_job(on, checked, directory, job_id, int(fence))
+        return run_as_ray_job(on, checked, run_dir, fence)
     raise CommandError(f"--on {on}: use auto, or the address of a Ray dashboard such as http://host:8265", Exit.USAGE)
+
+
+def exit_of_attempt(run: RunDir, fence: int) -> Exit:
+    """What `result.json` says of an attempt: its driver ends with 0 however the attempt ended."""
+    result = read_json(run.result(fence))
+    if result is None:
+        return Exit.JOB_NOT_FINISHED
+    if result["reason"] is not None:
+        say(f"{run.job_id} {result['outcome']}: {plain(result['reason']['message'])}")
+    return {"succeeded": Exit.DONE, "cancelled": Exit.JOB_CANCELLED}.get(result["outcome"], Exit.JOB_FAILED)
 
 
 def storage_or_default(given: Path | None) -> Path:

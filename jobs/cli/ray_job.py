@@ -9,32 +9,38 @@ import time
 from pathlib import Path
 from typing import Any
 
+from codistill.run_dir import RunDir
 from codistill.spec import JobSpec
 from jobs.cli.exits import CommandError, Exit
+from jobs.cli.local import exit_of_attempt
 from jobs.cli.output import emit, plain, say
 
 SPEC_FILE = "spec.json"
 POLL_S = 0.5
 
 
-def run_as_ray_job(address: str, spec: JobSpec, storage: Path, job_id: str, fence: int) -> int:
-    """Submit, follow the log to the end, and return the exit code. `storage` is a path as the cluster's nodes see it.
+def run_as_ray_job(address: str, spec: JobSpec, run: RunDir, fence: int) -> int:
+    """Submit, follow the log to the end, and return the exit code. `run` is where the cluster's nodes see it.
 
     Ctrl-C ends the following, not the job.
     """
     from jobs.runner import submission_id
 
     client = _connect(address)
-    submission = submission_id(job_id, fence)
-    _submit(client, submission, spec, storage, job_id, fence)
-    emit(job_id)
-    say(f"Ray Job {submission} at {address}; run directory {storage / job_id}")
+    submission = submission_id(run.job_id, fence)
+    _submit(client, submission, spec, run, fence)
+    emit(run.job_id)
+    say(f"Ray Job {submission} at {address}; run directory {run.root}")
     try:
         status = _follow(client, submission)
     except KeyboardInterrupt:
         say(f"\nno longer following; the job goes on. To end it: ray job stop {submission} --address {address}")
         raise
     say(f"{submission} {status}")
+    if run.result(fence).exists():
+        return exit_of_attempt(run, fence)
+    if status == "SUCCEEDED":
+        say(f"how it ended stands in {run.result(fence)}, on the cluster's storage, which is not visible here")
     return {"SUCCEEDED": Exit.DONE, "STOPPED": Exit.JOB_CANCELLED}.get(status, Exit.JOB_FAILED)
 
 
@@ -47,7 +53,7 @@ def _connect(address: str) -> Any:
         raise CommandError(f"no Ray dashboard answers at {address}: {_last_line(error)}", Exit.UNAVAILABLE) from error
 
 
-def _submit(client: Any, submission: str, spec: JobSpec, storage: Path, job_id: str, fence: int) -> None:
+def _submit(client: Any, submission: str, spec: JobSpec, run: RunDir, fence: int) -> None:
     from jobs.runner import launch_command, stop_patience_env
 
     # Ray carries the folder to the cluster, so the spec's file need not be there.
@@ -55,7 +61,7 @@ def _submit(client: Any, submission: str, spec: JobSpec, storage: Path, job_id: 
         (Path(folder) / SPEC_FILE).write_text(json.dumps(spec.model_dump(mode="json")))
         try:
             client.submit_job(
-                entrypoint=launch_command(storage, job_id, fence, spec_file=SPEC_FILE, python="python"),
+                entrypoint=launch_command(run.storage, run.job_id, fence, spec_file=SPEC_FILE, python="python"),
                 submission_id=submission,
                 runtime_env={"working_dir": folder, "env_vars": stop_patience_env()},
             )

@@ -50,6 +50,7 @@ def serve(
             own, moved = _own_head(size, port)
             return _serve_on(own.address, port, directory, restart=moved, own=own)
         _refuse_taken(port)
+        _refuse_silent(on)
         return _serve_on(on, port, directory, restart=False, own=None)
 
 
@@ -108,6 +109,19 @@ def _refuse_taken(port: int) -> None:
         raise CommandError(
             f"port {port} of 127.0.0.1 is in use; end what uses it, or choose another --port", Exit.UNAVAILABLE
         )
+
+
+def _refuse_silent(address: str) -> None:
+    """Ray itself would try for minutes before it gives up."""
+    import socket
+
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit():
+        raise CommandError(f"--on {address}: an address is HOST:PORT, as `ray start` shows it", Exit.USAGE)
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except (OSError, OverflowError) as error:
+        raise CommandError(f"no Ray cluster answers at {address}: {error}", Exit.UNAVAILABLE) from None
 
 
 def _serve_on(address: str, port: int, storage: Path, *, restart: bool, own: Head | None) -> int:

@@ -26,6 +26,7 @@ from jobs.cli import demo
 from jobs.cli.exits import Exit, exit_of
 from jobs.cli.watch import LineReporter
 from jobs.client import Client, RemoteJob, ServiceRefused, ServiceUnreachable
+from jobs.head import free_ports
 from jobs.job import Reason
 from jobs.status import State
 from jobs.store import Store
@@ -224,6 +225,14 @@ def test_serve_on_a_port_in_use_is_3(capsys: pytest.CaptureFixture[str]) -> None
         assert code == Exit.UNAVAILABLE
         assert f"port {port} of 127.0.0.1 is in use" in err
         assert "--port" in err
+
+
+def test_serve_on_a_cluster_that_does_not_answer_is_3(capsys: pytest.CaptureFixture[str]) -> None:
+    port = str(free_ports(1)[0])
+    code, _, err = call(capsys, "serve", "--on", "127.0.0.1:9", "--port", port)
+    assert code == Exit.UNAVAILABLE
+    assert "no Ray cluster answers at 127.0.0.1:9" in err
+    assert call(capsys, "serve", "--on", "nowhere", "--port", port)[0] == Exit.USAGE
 
 
 def test_serve_on_missing_or_full_storage_is_3(

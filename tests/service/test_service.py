@@ -1,0 +1,204 @@
+"""The whole stack over real sockets: a head, Serve, the store, Ray Jobs, training; and what kill -9 does to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from codistill.records import METRICS, Recorder
+from codistill.run_dir import RunDir
+from jobs import processes
+from jobs.status import State
+from tests.service.running import Service, lives, spec_of, title, until
+
+pytestmark = [pytest.mark.slow]
+
+GONE_S = 15
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    service = Service(tmp_path_factory.mktemp("service") / "home")
+    try:
+        service.start()
+        head_id = service.head.head_id
+        yield service
+    finally:
+        service.client.close()
+        done = service.down()
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr + service.log.read_text()
+    assert processes.belonging(processes.snapshot(head_id)) == []
+
+
+def test_a_job_from_post_to_its_model(service: Service) -> None:
+    job_id = service.client.submit(spec_of("whole", 600)).id
+    job = service.wait_end(job_id)
+    assert job.state is State.SUCCEEDED
+    status = job.value["status"]
+    assert [t["state"] for t in status["transitions"]] == ["QUEUED", "ADMITTED", "STARTING", "RUNNING", "SUCCEEDED"]
+    assert status["progress"]["completed"] == 1200
+    assert {r["replica"]: r["state"] for r in status["replicas"]} == {"replica-0": "ended", "replica-1": "ended"}
+    assert set(job.value["result"]["replicas"]) == {"replica-0", "replica-1"}
+    metrics = service.client.metrics(job_id, names=["train/task_loss"])
+    assert [row["step"] for row in metrics] == list(range(5, 601, 5))
+    teachers = service.client.ledger(job_id)
+    assert {row["teacher"] for row in teachers} == {"replica-1"}
+    assert {row["verdict"] for row in teachers} == {"accepted"}
+    assert "succeeded" in service.client.logs(job_id, replica="driver")[0]
+    for replica in ("replica-0", "replica-1"):
+        assert (service.run_of(job_id).export(replica) / "model.safetensors").exists()
+
+
+def test_what_is_started_is_guarded(service: Service) -> None:
+    """Ray's ports are open to the network: its token is the guard. The token is this user's alone."""
+    token = Path(service.head.token_path)
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert (service.home / "service").stat().st_mode & 0o777 == 0o700
+    import urllib.error
+    import urllib.request
+
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{service.head.dashboard_url}/api/jobs/", timeout=10)
+    with refused.value:
+        assert refused.value.code in {401, 403}
+    second = subprocess.run(
+        service.command("serve", "--port", str(service.port)),
+        capture_output=True, text=True, env=service.environment, check=False, timeout=30,
+    )  # fmt: skip
+    assert second.returncode == 3
+    assert "is running already" in second.stderr
+
+
+def test_the_service_killed_and_started_again_finds_its_job_going_on(service: Service) -> None:
+    job_id = service.client.submit(spec_of("service-killed", 1500)).id
+    service.wait_step(job_id, 100)
+    service.kill()
+    at_kill = steps_of(service, job_id)
+    head_id = service.head.head_id
+    service.start()
+    assert service.head.head_id == head_id
+    assert "going on with the Ray head" in service.log.read_text()
+    between = steps_of(service, job_id)
+    assert all(between[name] > step for name, step in at_kill.items()), (at_kill, between)
+    job = service.wait_end(job_id)
+    assert (job.state, job.value["status"]["attempts"]) == (State.SUCCEEDED, 1)
+    assert nothing_counts_twice(service, job_id, 1500)
+
+
+def steps_of(service: Service, job_id: str) -> dict[str, int]:
+    return {name: beat["step"] for name, beat in service.run_of(job_id).read_heartbeats(1).items()}
+
+
+def nothing_counts_twice(service: Service, job_id: str, steps: int) -> bool:
+    """Every logged step of every replica is there, once."""
+    for replica in ("replica-0", "replica-1"):
+        rows = service.client.metrics(job_id, replica=replica)
+        counted = Counter((row["step"], row["name"]) for row in rows)
+        assert set(counted.values()) == {1}
+        assert [row["step"] for row in rows if row["name"] == "train/task_loss"] == list(range(5, steps + 1, 5))
+    return True
+
+
+def test_a_driver_killed_leaves_nothing_and_the_next_attempt_succeeds(service: Service) -> None:
+    before = {process.pid for process in service.own_processes()}
+    steps = 800
+    job_id = service.client.submit(spec_of("driver-killed", steps)).id
+    service.wait_step(job_id, 120)
+    run = service.run_of(job_id)
+    driver = service.driver_pid(job_id, 1)
+    workers = [beat["pid"] for beat in run.read_heartbeats(1).values()]
+    started = {process.pid for process in service.own_processes()} - before
+    assert {driver, *workers} <= started
+    killed_at = time.time()
+    os.kill(driver, signal.SIGKILL)
+    until("the first attempt is gone", lambda: not [p for p in started if lives(p) and not is_idle(p)], GONE_S)
+    written = last_write(run)
+    service.wait_step(job_id, 1, fence=2)
+    plant_late_row(run, steps)
+    job = service.wait_end(job_id)
+    assert (job.state, job.value["status"]["fence"]) == (State.SUCCEEDED, 2)
+    states = [t["state"] for t in job.value["status"]["transitions"]]
+    assert states == ["QUEUED", "ADMITTED", "STARTING", "RUNNING", "RECOVERING", "STARTING", "RUNNING", "SUCCEEDED"]
+    assert "exit code -9" in job.value["status"]["transitions"][4]["reason"]["message"]
+    assert written < killed_at + GONE_S
+    assert nothing_counts_twice(service, job_id, steps)
+    for row in service.client.metrics(job_id):
+        assert row["value"] != LATE
+        assert row["fence"] == 2 or row["step"] <= steps // 2
+
+
+LATE = 12345.0
+
+
+def is_idle(pid: int) -> bool:
+    """Ray keeps some workers for the next task; they belong to nobody. The cluster's own coordinator stays, too."""
+    return title(pid).startswith(("ray::IDLE", "ray::_AutoscalingCoordinatorActor"))
+
+
+def last_write(run: RunDir) -> float:
+    return max(path.stat().st_mtime for path in run.attempt(1).rglob("*") if path.is_file())
+
+
+def plant_late_row(run: RunDir, step: int) -> None:
+    """What a worker of the first attempt would write that came back from a frozen node."""
+    late = Recorder(run.replica(1, "replica-0") / "metrics", METRICS, fence=1, incarnation=99)
+    late.add_values(step, {"train/task_loss": LATE})
+    late.flush()
+
+
+def test_cancel_of_a_running_job_leaves_a_last_checkpoint(service: Service) -> None:
+    job_id = service.client.submit(spec_of("cancelled", 100_000)).id
+    service.wait_state(job_id, State.RUNNING)
+    service.wait_step(job_id, 60)
+    asked = time.monotonic()
+    assert service.client.cancel(job_id).state is State.CANCELLING
+    seen = steps_of(service, job_id)
+    job = service.wait_end(job_id)
+    assert job.state is State.CANCELLED
+    assert time.monotonic() - asked < GONE_S
+    assert job.reason is not None
+    assert job.reason.code == "cancel_requested"
+    assert job.value["result"]["outcome"] == "cancelled"
+    run = service.run_of(job_id)
+    for replica, step in seen.items():
+        done = job.value["result"]["replicas"][replica]["steps"]
+        newest = max(
+            int(path.parent.name.partition("-")[2]) for path in run.checkpoints(replica).glob("*/manifest.json")
+        )
+        assert newest == done >= step
+
+
+def test_a_job_that_waits_for_room_is_told_so_and_can_be_cancelled(service: Service) -> None:
+    first = service.client.submit(spec_of("first", 100_000, replicas={"count": 2, "cpus": 1.0})).id
+    second = service.client.submit(spec_of("second", 10)).id
+    waiting = until("it is told why", lambda: reasoned(service, second), 20)
+    assert "waits for room" in waiting
+    assert service.client.cancel(second).state is State.CANCELLED
+    service.client.cancel(first)
+    assert service.wait_end(first).state is State.CANCELLED
+
+
+def reasoned(service: Service, job_id: str) -> str | None:
+    job = service.client.show(job_id)
+    assert job.state is State.QUEUED
+    return job.reason.message if job.reason else None
+
+
+def test_run_on_a_dashboard_is_one_ray_job(service: Service, tmp_path: Path) -> None:
+    path = tmp_path / "spec.json"
+    path.write_text(spec_of("direct", 40).model_dump_json())
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": service.head.token_path}
+    environment = {**service.environment, **token}
+    environment.pop("RAY_AUTH_TOKEN", None)
+    words = ["run", str(path), "--on", service.head.dashboard_url, "--storage", str(tmp_path), "--name", "direct"]
+    done = subprocess.run(service.command(*words), capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (0, "direct\n"), done.stderr
+    assert (tmp_path / "direct" / "attempts" / "1" / "result.json").exists()
