@@ -25,10 +25,11 @@ def run(arguments: list[str]) -> int:
 
     try:
         code = app(arguments, prog_name="codistill", standalone_mode=False)
+        if code == Exit.INTERRUPTED:  # what some versions of typer make of Ctrl-C
+            return _say("interrupted", Exit.INTERRUPTED)
         return int(code) if isinstance(code, int) else Exit.DONE
     except typer.Exit as stop:
-        # Some versions of typer turn Ctrl-C into this.
-        return _say("interrupted", stop.exit_code) if stop.exit_code == Exit.INTERRUPTED else stop.exit_code
+        return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _say("interrupted", Exit.INTERRUPTED)
     except BrokenPipeError:  # whoever read our output has seen enough

@@ -294,6 +294,7 @@ def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
     code, _, err = call(capsys, "watch", "x")
     assert code == Exit.INTERRUPTED
     assert "the job goes on" in err
+    assert "interrupted" in err
 
 
 def test_the_command_starts_fast_and_light() -> None:
