@@ -179,6 +179,7 @@ def _start_once(home: Path, head: Head, size: HeadSize) -> str | None:
     command += [f"--{name}={value}" for name, value in options.items()]
     environment = {**os.environ, **ray_environment(head), processes.MARK: head.head_id}
     environment.pop("RAY_AUTH_TOKEN", None)  # it would win over the path
+    environment["TMPDIR"] = head.temp_dir  # what is killed cannot clean up after itself
     # So that `python` in a Ray Job's command is one that has this package.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     with _log_path(home).open("w") as log:
