@@ -29,7 +29,7 @@ from codistill.spec import replica_name
 
 log = logging.getLogger(f"codistill.{__name__}")  # a child of the logger whose records are the replica's log file
 
-ASK_TIMEOUT_S = 1.0
+ASK_TIMEOUT_S = 5.0
 """Longest wait for an answer of the directory (1 to 3 ms when it is well)."""
 FETCH_TIMEOUT_S = 3.0
 SLOWEST_BYTES_PER_S = 50e6

@@ -64,7 +64,7 @@ def measure(address: str, replicas: int, cpus: float) -> dict[str, float]:
         started = time.time()
         driver = subprocess.Popen([*command, "--address", address], stdout=subprocess.DEVNULL)
         try:
-            beats = first_steps(run, replicas)
+            beats = first_steps(run, replicas, driver)
         finally:
             run.request_stop(1)
             driver.wait()
@@ -74,13 +74,14 @@ def measure(address: str, replicas: int, cpus: float) -> dict[str, float]:
         return {part: later - earlier for part, earlier, later in zip(PARTS, marks, marks[1:], strict=False)}
 
 
-def first_steps(run: RunDir, replicas: int) -> dict[str, dict[str, Any]]:
+def first_steps(run: RunDir, replicas: int, driver: subprocess.Popen[bytes]) -> dict[str, dict[str, Any]]:
     """The heartbeats once each replica has made a step, with when its process began."""
-    while True:
+    while driver.poll() is None:
         beats = run.read_heartbeats(1)
         if len(beats) == replicas and all(beat["first_step_at"] for beat in beats.values()):
             return {name: {**beat, "process_at": process_start(beat["pid"])} for name, beat in beats.items()}
         time.sleep(0.05)
+    raise RuntimeError(f"the driver ended before the first step: {read_json(run.result(1))}")
 
 
 def process_start(pid: int) -> float:

@@ -49,6 +49,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
             from cluster.transport import ObjectStoreTransport
 
             directory = start_directory(tmp_path.name)
+            ray.get(directory.pid.remote())  # a process may take seconds to start on a busy machine
             yield Place(
                 "object_store",
                 run,

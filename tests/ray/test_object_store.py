@@ -26,6 +26,7 @@ pytestmark = pytest.mark.ray
 @pytest.fixture
 def run(ray_cluster: str, tmp_path: Path) -> Iterator[RunDir]:
     directory = start_directory(tmp_path.name)
+    ray.get(directory.pid.remote())  # a process may take seconds to start on a busy machine
     yield RunDir(tmp_path, "job")
     ray.kill(directory)
 
