@@ -248,6 +248,8 @@ def test_show_has_replicas_progress_and_transitions(service: Service) -> None:
     assert (second["replica"], second["step"]) == ("replica-1", None)
     assert status["progress"] == {"phase": "distill", "completed": 5, "total": 20, "unit": "steps"}
     assert [t["state"] for t in status["transitions"]] == ["QUEUED", "ADMITTED", "STARTING"]
+    cancelled = service.http.post(f"/api/v1/jobs/{job_id}/cancel")
+    assert cancelled.json()["status"]["replicas"][0]["loss"] is None
 
 
 def test_only_the_current_fence_is_shown(service: Service) -> None:

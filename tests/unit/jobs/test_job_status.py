@@ -31,6 +31,14 @@ def test_reserving_states_are_those_between_the_queue_and_the_end() -> None:
     assert set(State) - TERMINAL - {State.QUEUED} == RESERVING
 
 
+def test_what_is_being_ended_goes_to_an_end_only() -> None:
+    assert NEXT[State.CANCELLING] == TERMINAL
+
+
+def test_a_new_attempt_begins_only_from_admission_or_recovery() -> None:
+    assert {old for old in State if State.STARTING in NEXT[old]} == {State.ADMITTED, State.RECOVERING}
+
+
 def test_the_message_names_what_is_allowed() -> None:
     with pytest.raises(IllegalTransition, match=r"from QUEUED to RUNNING.*ADMITTED, CANCELLED, FAILED"):
         check(State.QUEUED, State.RUNNING)
