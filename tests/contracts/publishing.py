@@ -45,3 +45,6 @@ class Publisher:
         """Publish, and answer the process id."""
         publish(self._transport, version)
         return os.getpid()
+
+    def close(self) -> None:
+        self._transport.close()

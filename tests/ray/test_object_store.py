@@ -69,6 +69,18 @@ def test_unread_snapshot_of_a_killed_publisher_is_unavailable_and_says_so(run: R
     assert announced(reader) == [header], "what is announced is not the same as what may be had"
 
 
+def test_what_a_finished_publisher_announced_can_be_had_after_its_process_is_gone(run: RunDir) -> None:
+    actor: Any = ray.remote(Publisher).options(num_cpus=0).remote(run, run.storage.name)
+    for version in (5, 6):
+        ray.get(actor.publish.remote(version))
+    ray.get(actor.close.remote())
+    ray.kill(actor)
+    time.sleep(2.0)  # for this long, what died with it could still be read
+    reader = connect(run, 1)
+    for header, version in zip(announced(reader), (5, 6), strict=True):
+        np.testing.assert_array_equal(reader.fetch(header)["conv"], weights(version)["conv"])
+
+
 def test_directory_that_is_killed_costs_nothing_and_learns_everything_again(run: RunDir) -> None:
     publisher, reader = connect(run, 0), connect(run, 1)
     headers = [publish(publisher, version) for version in (1, 2)]
