@@ -33,6 +33,8 @@ SOLO, PAIR = "solo", "codistilled"
 START_TIMEOUT_S = 90.0
 JOBS_TIMEOUT_S = 420.0
 POLL_S = 0.5
+MARGIN = 0.02
+NO_HELP = "exchange did not help here"
 
 
 def demo() -> int:
@@ -181,18 +183,22 @@ def _report(storage: Path, arms: Mapping[str, Sequence[str]]) -> None:
 
 
 def verdict(comparison: Comparison) -> str:
-    """Whether exchanging helped, said either way."""
+    """Whether exchanging helped, said either way. What differs by less than `MARGIN` is called the same."""
     solo, pair = _row(comparison, SOLO), _row(comparison, PAIR)
-    better = [
-        *(["log loss"] if pair.log_loss < solo.log_loss else []),
-        *(["accuracy"] if pair.accuracy > solo.accuracy else []),
-        *(["churn"] if (pair.mean_abs_difference or 0.0) < (solo.mean_abs_difference or 0.0) else []),
-    ]
-    served = f"to serve, by validation log loss: {comparison.served.arm}"
-    if not better:
-        return f"exchange did not help here: no better accuracy, log loss or churn than alone; {served}"
-    worse = [name for name in ("accuracy", "log loss", "churn") if name not in better]
-    return f"exchange helped: {', '.join(better)}" + (f"; not: {', '.join(worse)}" if worse else "") + f"; {served}"
+    changes = {
+        "error": _change(1 - pair.accuracy, 1 - solo.accuracy),
+        "log loss": _change(pair.log_loss, solo.log_loss),
+        "churn": _change(pair.mean_abs_difference or 0.0, solo.mean_abs_difference or 0.0),
+    }
+    told = ", ".join(f"{name} {change:+.0%}" for name, change in changes.items())
+    better = [name for name, change in changes.items() if change < -MARGIN]
+    worse = [name for name, change in changes.items() if change > MARGIN]
+    head = "exchange helped here" if better and not worse else "exchange helped only in part" if better else NO_HELP
+    return f"{head}: {told}; to serve, by log loss on validation: {comparison.served.arm}"
+
+
+def _change(new: float, old: float) -> float:
+    return new / old - 1 if old else 0.0
 
 
 def _row(comparison: Comparison, arm: str) -> Row:

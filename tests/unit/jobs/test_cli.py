@@ -460,10 +460,11 @@ def test_the_demo_gives_both_arms_the_same_budget_and_seeds_that_differ() -> Non
 @pytest.mark.parametrize(
     ("accuracy", "log_loss", "churn", "says"),
     [
-        (0.9, 0.5, 0.1, "exchange did not help here"),
-        (0.8, 0.6, 0.2, "exchange did not help here"),
-        (0.95, 0.4, 0.05, "exchange helped: log loss, accuracy, churn; to serve"),
-        (0.9, 0.4, 0.2, "exchange helped: log loss; not: accuracy, churn; to serve"),
+        (0.9, 0.5, 0.1, "exchange did not help here: error +0%, log loss +0%, churn +0%; to serve"),
+        (0.9, 0.495, 0.099, "exchange did not help here"),  # within the margin
+        (0.8, 0.6, 0.2, "exchange did not help here: error +100%"),
+        (0.95, 0.4, 0.05, "exchange helped here: error -50%, log loss -20%, churn -50%; to serve"),
+        (0.9, 0.4, 0.2, "exchange helped only in part: error +0%, log loss -20%, churn +100%; to serve"),
     ],
 )
 def test_the_demo_says_so_when_exchange_did_not_help(accuracy: float, log_loss: float, churn: float, says: str) -> None:
