@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from codistill.run_dir import RunDir, StorageError, checked_id, read_json
+from codistill.run_dir import RunDir, StorageError, checked_id
+from jobs.cli.attempt import exit_of_attempt
 from jobs.cli.exits import CommandError, Exit
-from jobs.cli.output import emit, emit_json, home, plain, say
+from jobs.cli.output import emit, emit_json, home, say
 
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="A .toml or .json file")]
 Storage = Annotated[
@@ -94,16 +95,6 @@ def run(
 
         return run_as_ray_job(on, checked, run_dir, fence)
     raise CommandError(f"--on {on}: use auto, or the address of a Ray dashboard such as http://host:8265", Exit.USAGE)
-
-
-def exit_of_attempt(run: RunDir, fence: int) -> Exit:
-    """What `result.json` says of an attempt: its driver ends with 0 however the attempt ended."""
-    result = read_json(run.result(fence))
-    if result is None:
-        return Exit.JOB_NOT_FINISHED
-    if result["reason"] is not None:
-        say(f"{run.job_id} {result['outcome']}: {plain(result['reason']['message'])}")
-    return {"succeeded": Exit.DONE, "cancelled": Exit.JOB_CANCELLED}.get(result["outcome"], Exit.JOB_FAILED)
 
 
 def storage_or_default(given: Path | None) -> Path:

@@ -11,8 +11,8 @@ from typing import Any
 
 from codistill.run_dir import RunDir
 from codistill.spec import JobSpec
+from jobs.cli.attempt import exit_of_attempt
 from jobs.cli.exits import CommandError, Exit
-from jobs.cli.local import exit_of_attempt
 from jobs.cli.output import emit, plain, say
 
 SPEC_FILE = "spec.json"

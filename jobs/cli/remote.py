@@ -5,26 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.cli.exits import CommandError, Exit, exit_of
-from jobs.cli.output import Format, emit, emit_json, number, plain, say, service_url, table
+from jobs.cli.output import Format, emit, emit_json, plain, say, table
+from jobs.cli.service import JobId, Url, connect, describe, tell_end, why
 from jobs.status import State
 
 if TYPE_CHECKING:
-    from jobs.client import Client, RemoteJob
-
-Url = Annotated[str | None, typer.Option("--url", help="Address of the service [env: CODISTILL_URL]", metavar="URL")]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job")]
-Output = Annotated[Format, typer.Option("-o", "--output", help="How to print")]
-
-
-def connect(url: str | None) -> Client:
     from jobs.client import Client
 
-    return Client(url or service_url())
+Output = Annotated[Format, typer.Option("-o", "--output", help="How to print")]
 
 
 def submit(
@@ -60,17 +53,13 @@ def list_jobs(
         emit_json(page)
         return Exit.DONE
     rows = [
-        (item["id"], item["status"]["state"], item["status"]["attempts"], item["created_at"], _why(item["status"]))
+        (item["id"], item["status"]["state"], item["status"]["attempts"], item["created_at"], why(item["status"]))
         for item in page["items"]
     ]
     emit(table(("JOB", "STATE", "ATTEMPTS", "CREATED", "REASON"), rows))
     if page["next_cursor"] is not None:
         say(f"there are more; --limit {min(500, 2 * limit)} shows them")
     return Exit.DONE
-
-
-def _why(status: dict[str, Any]) -> str:
-    return status["reason"]["message"] if status["reason"] else ""
 
 
 def show(job: JobId, output: Output = Format.TABLE, url: Url = None) -> int:
@@ -82,50 +71,6 @@ def show(job: JobId, output: Output = Format.TABLE, url: Url = None) -> int:
     else:
         emit(describe(found))
     return Exit.DONE
-
-
-def describe(job: RemoteJob) -> str:
-    """A job for a person to read."""
-    status = job.value["status"]
-    progress = status["progress"]
-    lines = [
-        f"{job.id}  {job.state}  attempt {status['fence']}  {progress['completed']}/{progress['total']} steps",
-        *([f"because: {plain(job.reason.message)} [{job.reason.code}]"] if job.reason else []),
-        *(["degraded: some replicas failed"] if status["degraded"] else []),
-        "",
-        replica_table(status["replicas"]),
-        "",
-        table(
-            ("SINCE", "STATE", "ATTEMPT", "REASON"),
-            [(t["time"], t["state"], t["fence"], _why(t)) for t in status["transitions"]],
-        ),
-    ]
-    return "\n".join(lines)
-
-
-def replica_table(replicas: list[dict[str, Any]]) -> str:
-    """One line per replica: how far, how well, who teaches it and how stale."""
-    rows = [
-        (
-            r["replica"],
-            r.get("state") or "not started",
-            "-" if r.get("step") is None else f"{r['step']}/{r.get('steps', '?')}",
-            number(r.get("loss")),
-            teacher_ages(r.get("teachers", [])),
-            "-" if r["seconds_since_beat"] is None else f"{r['seconds_since_beat']:.1f} s",
-        )
-        for r in replicas
-    ]
-    return table(("REPLICA", "STATE", "STEP", "LOSS", "TEACHERS (lag/offset)", "LAST HEARD"), rows)
-
-
-def teacher_ages(teachers: list[dict[str, Any]]) -> str:
-    """E.g. `replica-1 v600 12/50`: version, the peer's steps since, our own steps since."""
-    ages = [
-        f"{t['teacher']} v{t['version']} {'?' if t['lag_steps'] is None else t['lag_steps']}/{t['offset_steps']}"
-        for t in teachers
-    ]
-    return ", ".join(ages) or "-"
 
 
 def logs(
@@ -179,11 +124,6 @@ def wait(
             raise CommandError(str(error), Exit.JOB_NOT_FINISHED) from None
     tell_end(ended)
     return exit_of(ended.state)
-
-
-def tell_end(job: RemoteJob) -> None:
-    reason = f": {plain(job.reason.message)}" if job.reason else ""
-    say(f"{job.id} {job.state}{reason}")
 
 
 def cancel(

@@ -10,7 +10,7 @@ import typer
 
 from jobs.cli.exits import exit_of
 from jobs.cli.output import plain, say
-from jobs.cli.remote import JobId, Url, connect, describe, tell_end
+from jobs.cli.service import JobId, Url, connect, describe, tell_end
 
 if TYPE_CHECKING:
     from jobs.client import Client, RemoteJob
