@@ -80,6 +80,8 @@ class Attempt:
                 reason=reason,
             )
             write_json(self.run.result(self.fence), result)
+            if result["outcome"] == "succeeded":
+                self.run.clear_exchange()
             log.info("%s%s", result["outcome"], f": {result['reason']['message']}" if result["reason"] else "")
             shutil.rmtree(self.run.root / "ray", ignore_errors=True)
         return result

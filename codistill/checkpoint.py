@@ -94,8 +94,7 @@ def readable_in(run: RunDir, fence: int, replica: str) -> Callable[[str], bool]:
 
     What a driver thought dead still writes afterwards is thereby never read.
     """
-    attempt = read_json(run.attempt(fence) / "attempt.json") or {}
-    inherited = set(attempt.get("inherited_checkpoints", {}).get(replica, []))
+    inherited = {path.name for path in run.inherited("checkpoints", fence) if path.parent.name == replica}
     return lambda name: int(name.split("-")[0]) == fence or name in inherited
 
 

@@ -72,6 +72,8 @@ def run_job(run: RunDir) -> int:
     ended_at = time.time()
     result = attempt_result(run.job_id, fence, outcomes, started_at=started_at, ended_at=ended_at, reason=reason)
     write_json(run.result(fence), result)
+    if result["outcome"] == "succeeded":
+        run.clear_exchange()
     for line in progress_lines(run, fence):
         print(line, flush=True)
     return _report(result)

@@ -129,11 +129,17 @@ def compact(directory: Path, schema: pa.Schema) -> None:
 def read(run: RunDir, replica: str, kind: str) -> pa.Table:
     """All rows of one replica over all attempts, each step once, ascending by step.
 
-    `kind` is "metrics" or "ledger". Empty when nothing was written yet.
+    `kind` is "metrics" or "ledger". Empty when nothing was written yet. Of older attempts only what stood when the
+    newest began: what a driver thought dead still writes is never read.
     """
     schema = {"metrics": METRICS, "ledger": LEDGER}[kind]
-    tables = [_read_directory(run.replica(fence, replica) / kind, schema) for fence in run.fences()]
-    return newest_rows(pa.concat_tables([schema.empty_table(), *tables]))
+    fences = run.fences()
+    inherited = run.inherited("records", fences[-1]) if fences else set[Path]()
+    tables: list[pa.Table] = [schema.empty_table()]
+    for fence in fences:
+        parts = _parts(run.replica(fence, replica) / kind)
+        tables += _read_parts([part for part in parts if fence == fences[-1] or part in inherited], schema)
+    return newest_rows(pa.concat_tables(tables))
 
 
 def newest_rows(table: pa.Table) -> pa.Table:
@@ -160,19 +166,21 @@ def values(table: pa.Table, name: str) -> tuple[list[int], list[float]]:
 
 
 def _read_directory(directory: Path, schema: pa.Schema) -> pa.Table:
-    return pa.concat_tables([schema.empty_table(), *_parts(directory, schema)])
+    return pa.concat_tables([schema.empty_table(), *_read_parts(_parts(directory), schema)])
 
 
-def _parts(directory: Path, schema: pa.Schema) -> Iterable[pa.Table]:
-    if not directory.is_dir():
-        return
+def _parts(directory: Path) -> list[Path]:
     # Parts first: compaction writes the Parquet file before it removes them, so this order misses none.
-    for part in sorted(directory.glob("part-*.arrow")):
+    return [*sorted(directory.glob("part-*.arrow")), *directory.glob("all.parquet")]
+
+
+def _read_parts(parts: Iterable[Path], schema: pa.Schema) -> Iterable[pa.Table]:
+    for part in parts:
         try:
-            with pa.memory_map(str(part)) as source:
-                yield pa.ipc.open_file(source).read_all().cast(schema)
+            if part.suffix == ".parquet":
+                yield pq.read_table(part).cast(schema)
+            else:
+                with pa.memory_map(str(part)) as source:
+                    yield pa.ipc.open_file(source).read_all().cast(schema)
         except FileNotFoundError:  # compacted meanwhile
             continue
-    compacted = directory / "all.parquet"
-    if compacted.exists():
-        yield pq.read_table(compacted).cast(schema)

@@ -151,6 +151,11 @@ class _Trainer:
     # ---- phases
 
     def run_phases(self) -> Generator[int, None, dict[str, Any]]:
+        log.info(
+            "%s, attempt %d, incarnation %d: %s on %s, %d steps on %s",
+            self.name, self.me.fence, self.me.incarnation, self.spec.method.kind, self.spec.recipe.kind,
+            self.spec.training.steps, self.device,
+        )  # fmt: skip
         resumed = load_newest(self.run.checkpoints(self.name), readable_in(self.run, self.me.fence, self.name))
         at_phase = 0 if resumed is None else int(resumed.values["phase"])
         if resumed is not None:
@@ -170,6 +175,8 @@ class _Trainer:
                     self._save(number, work)
                     return self._result("cancelled", work.step)
             self.finished[phase.name] = work.learner
+        if self.run.superseded(self.me.fence):  # its end would replace that of the attempt that counts
+            return self._result("cancelled", self.spec.training.steps)
         self.telemetry.beat.state = "finishing"
         self._write_outcome(self.phases[-1], self.finished[self.phases[-1].name])
         return self._result("succeeded", self.spec.training.steps)
@@ -268,6 +275,7 @@ class _Trainer:
                 total[key] = total.get(key, 0.0) + value
         self.results = dict(survey.report(total))
         self._record(step, self.results)
+        log.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in self.results.items()))
 
     def _record(self, step: int, values: dict[str, float]) -> None:
         self.metrics.add_values(step, values)
@@ -286,7 +294,8 @@ class _Trainer:
         }
         step = sum(phase.steps for phase in self.phases[:number]) + work.step
         checkpoint = Checkpoint(self.me.fence, step, {**work.tensors(), **finished}, values)
-        save(self.run.checkpoints(self.name), checkpoint)
+        path = save(self.run.checkpoints(self.name), checkpoint)
+        log.info("step %d: checkpoint %s", step, path.name)
 
     def _write_outcome(self, phase: Phase, learner: Learner) -> None:
         module = phase.export(learner)
@@ -296,7 +305,8 @@ class _Trainer:
         directory = self.run.replica(self.me.fence, self.name)
         for split, batches in (("validation", self.recipe.validation()), ("test", self.recipe.test())):
             write_predictions(directory / "predictions" / f"{split}.parquet", module, batches, self.device)
-        write_export(self.run, self.name, module, self.spec, self.recipe, self.results)
+        path = write_export(self.run, self.name, module, self.spec, self.recipe, self.results)
+        log.info("the model is in %s", path)
         self.metrics.flush()
         self.ledger.flush()
         compact(directory / "metrics", METRICS)

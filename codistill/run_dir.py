@@ -21,12 +21,13 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from codistill.spec import JobSpec
 from codistill.spec_errors import parse_spec
 
 FORMAT_VERSION = 1
+RECORD_KINDS = ("metrics", "ledger")
 ID_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 
 
@@ -143,22 +144,34 @@ class RunDir:
         return sorted(int(entry.name) for entry in attempts.iterdir() if entry.name.isdigit())
 
     def start_attempt(self, fence: int, started_at: float) -> None:
-        """Record that a driver has begun attempt `fence`, and what each replica may resume from.
+        """Record that a driver has begun attempt `fence`, and what stands at that moment: checkpoints and records.
 
-        Checkpoints that an older attempt writes later are thereby never read. Raises `StorageError` when this fence
-        was used already or a newer one exists.
+        What an older attempt writes afterwards is thereby never read. Raises `StorageError` when this fence was used
+        already or a newer one exists.
         """
         taken = self.fences()
         if taken and taken[-1] >= fence:
             raise StorageError(f"attempt {fence} of {self.job_id} may not start: attempt {taken[-1]} exists already")
-        inherited: dict[str, list[str]] = {}
-        checkpoints = self.root / "checkpoints"
-        for replica in sorted(checkpoints.iterdir()) if checkpoints.is_dir() else []:
-            inherited[replica.name] = sorted(c.name for c in replica.iterdir() if (c / "manifest.json").exists())
-        write_json(
-            self.attempt(fence) / "attempt.json",
-            {"started_at": started_at, "inherited_checkpoints": inherited},
-        )
+        manifests = self.root.glob("checkpoints/*/[0-9]*/manifest.json")
+        records = [path for kind in RECORD_KINDS for path in self.root.glob(f"attempts/*/replicas/*/{kind}/[!.]*")]
+        inherited = {
+            "checkpoints": sorted(str(path.parent.relative_to(self.root)) for path in manifests),
+            "records": sorted(str(path.relative_to(self.root)) for path in records),
+        }
+        write_json(self.attempt(fence) / "attempt.json", {"started_at": started_at, "inherited": inherited})
+
+    def inherited(self, kind: Literal["checkpoints", "records"], fence: int) -> set[Path]:
+        """Paths of what stood when attempt `fence` began; empty when it did not begin."""
+        attempt = read_json(self.attempt(fence) / "attempt.json")
+        return set() if attempt is None else {self.root / path for path in attempt["inherited"][kind]}
+
+    def superseded(self, fence: int) -> bool:
+        """Whether a newer attempt has begun: then nobody reads any more what this one writes."""
+        return (self.fences() or [fence])[-1] > fence
+
+    def clear_exchange(self) -> None:
+        """Drop the snapshots that replicas left for each other; of no use once all have ended well."""
+        shutil.rmtree(self.root / "exchange", ignore_errors=True)
 
     def next_incarnation(self, fence: int, replica: str) -> int:
         """Count one more start of `replica` in this attempt; 0 for the first."""

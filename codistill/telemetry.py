@@ -43,7 +43,8 @@ class Beat:
 
 
 class Telemetry:
-    """Writes `beat` every half second from a thread of its own, and looks whether the attempt is to stop."""
+    """Writes `beat` every half second from a thread of its own, and looks whether the attempt is to stop,
+    because somebody asked for it or because a newer one has begun."""
 
     def __init__(self, run: RunDir, beat: Beat) -> None:
         self._run, self.beat = run, beat
@@ -82,7 +83,7 @@ class Telemetry:
 
     def _work(self) -> None:
         while not self._closing.wait(INTERVAL_S):
-            if self._run.stop_requested(self.beat.fence):
+            if self._run.stop_requested(self.beat.fence) or self._run.superseded(self.beat.fence):
                 self._stop.set()
             self._write()
 

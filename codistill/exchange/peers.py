@@ -33,6 +33,10 @@ class StopRequested(Exception):
     """The replica was asked to stop while it waited for a peer."""
 
 
+class SnapshotRefused(RuntimeError):
+    """In lockstep, this replica's own snapshot does not pass the gate."""
+
+
 class PeerTimeout(RuntimeError):
     """In lockstep, a peer's exact version did not come in time."""
 
@@ -202,6 +206,11 @@ class Mailbox:
         if verdict is not Verdict.ACCEPTED:
             self.counters.rejected += 1
             log.warning("version %d of this replica is not published: %s", snapshot.version, verdict)
+            if self._settings.mode == "lockstep":
+                raise SnapshotRefused(
+                    f"version {snapshot.version} of this replica may not be published ({verdict}), and in lockstep its"
+                    " peers wait for it; its weights have probably diverged: lower the learning rate or the weight"
+                )
             return
         self._transport.announce(staged, header)
         self.counters.bytes_sent += header.num_bytes

@@ -14,7 +14,7 @@ from torch import nn
 
 from codistill.exchange.clock import PublishRule, snapshots_to_keep
 from codistill.exchange.gate import Gate, Verdict
-from codistill.exchange.peers import Counters, Mailbox, MailboxSettings, PeerTimeout
+from codistill.exchange.peers import Counters, Mailbox, MailboxSettings, PeerTimeout, SnapshotRefused
 from codistill.exchange.snapshot import SnapshotId, digest_of, header_of, norm_of, schema_of
 from codistill.exchange.transport import Hub, MemoryTransport, SnapshotUnavailable
 from codistill.records import LEDGER, Recorder, _read_directory  # pyright: ignore[reportPrivateUsage]
@@ -186,3 +186,9 @@ def test_how_many_snapshots_are_kept() -> None:
 
     assert keep(lockstep=False) == 2
     assert keep(lockstep=True) == 3 + 1 + 2 * 3
+
+
+def test_in_lockstep_a_refused_snapshot_is_an_error_since_peers_wait_for_it(tmp_path: Path) -> None:
+    box = mailbox(Hub(), tmp_path, 0, nn.Linear(2, 2), mode="lockstep")
+    with pytest.raises(SnapshotRefused, match=r"version 0 of this replica may not be published \(non_finite\)"):
+        box.publish(0, set_to(nn.Linear(2, 2), float("nan")))

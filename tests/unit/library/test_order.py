@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from codistill.data.order import Order, order_of, own_samples
 from codistill.recipes.digits import DigitsRecipe
@@ -66,6 +68,14 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert batch.views["x"].shape == (497, 1, 8, 8)
     assert batch.views["x"].min() == 0
     assert batch.views["x"].max() == 1
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    images, labels = load_digits(return_X_y=True)
+    recipe = DigitsRecipe(Digits())
+    batch = next(iter(recipe.test()))
+    np.testing.assert_array_equal(batch.views["x"].reshape(-1, 64).numpy() * 16, images[batch.ids.numpy()])
+    np.testing.assert_array_equal(batch.y.numpy(), labels[batch.ids.numpy()])
 
 
 FIRST_TEST_SAMPLES = [828, 836, 1602, 1329, 1512]

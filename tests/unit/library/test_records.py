@@ -43,6 +43,21 @@ def test_a_resumed_replica_replaces_what_it_repeats(tmp_path: Path) -> None:
     }
 
 
+def test_what_an_old_attempt_writes_late_is_never_read(tmp_path: Path) -> None:
+    run = new_run(tmp_path, small_spec())
+    zombie = recorder(run, 1, 0)
+    zombie.add_values(1, {"loss": 11.0})
+    zombie.flush()
+    run.start_attempt(2, 0.0)
+    zombie.add_values(2, {"loss": 12.0})  # a step that the new attempt has not reached
+    zombie.flush()
+    assert read(run) == {"loss": [(1, 11.0)]}
+    third = recorder(run, 2, 0)
+    third.add_values(2, {"loss": 22.0})
+    third.flush()
+    assert read(run) == {"loss": [(1, 11.0), (2, 22.0)]}
+
+
 def test_compaction_changes_nothing(tmp_path: Path) -> None:
     run = new_run(tmp_path, small_spec())
     one = recorder(run, 1, 0)

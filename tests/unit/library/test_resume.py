@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from codistill import records
+from codistill.checkpoint import load_newest, readable_in
 from codistill.exchange.transport import FilesTransport, Hub
 from codistill.replica import train_replica
 from codistill.run_dir import RunDir
@@ -100,3 +101,18 @@ def test_every_step_is_a_good_place_to_stop(tmp_path: Path, undisturbed: list[st
     ended = run_in_turns(run, hub=hub, fence=2)
     assert [entry["outcome"] for entry in ended.values()] == ["succeeded"] * 2
     assert [fingerprint(final_weights(run, index)) for index in range(2)] == undisturbed
+
+
+def test_a_replica_whose_attempt_was_superseded_stops_and_leaves_no_trace(tmp_path: Path) -> None:
+    run = new_run(tmp_path, lockstep())
+
+    def supersede(replica: int, step: int) -> None:
+        if step == 11 and run.fences() == [1]:
+            run.start_attempt(2, time.time())
+
+    ended = run_in_turns(run, before_step=supersede)
+    assert [entry["outcome"] for entry in ended.values()] == ["cancelled"] * 2
+    assert not run.export("replica-0").exists()
+    loaded = load_newest(run.checkpoints("replica-0"), readable_in(run, 2, "replica-0"))
+    assert loaded is not None
+    assert loaded.step == 10
