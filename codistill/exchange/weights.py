@@ -26,9 +26,11 @@ def hold(module: nn.Module, arrays: Arrays) -> None:
     module in evaluation); buffers are always copied, since a normalisation layer in training mode would write to them.
     On another device everything is copied in place. A parameter stays the object it was, so tied ones stay tied.
     """
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch has no read-only tensors and says so; this function keeps the promise in its stead.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         for name, tensor in _shared_tensors(module):
-            source = _read_only_tensor(arrays[name])
+            source = torch.from_numpy(arrays[name])
             mappable = isinstance(tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.dtype == source.dtype
             if mappable:
                 tensor.data = source
@@ -41,10 +43,3 @@ def _shared_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     kept = module.state_dict(keep_vars=True).keys()
     yield from ((name, buffer) for name, buffer in module.named_buffers() if name in kept)
-
-
-def _read_only_tensor(array: Array) -> Tensor:
-    with warnings.catch_warnings():
-        # torch has no read-only tensors and says so; `hold` keeps the promise in its stead.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
