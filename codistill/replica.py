@@ -215,6 +215,8 @@ class _Trainer:
         )
         batches = phase.batches(Artifacts(self.finished))
         try:
+            if mailbox is not None and work.step == 0:
+                mailbox.await_peers(self.spec.exchange.start_together_s)
             yield from train_phase(phase, work, batches, teachers, around)
             if mailbox is not None and phase.publish is not None and self.spec.exchange.mode == "async":
                 # Nobody waits for it, but those still training learn from the finished model from now on.

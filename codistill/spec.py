@@ -156,6 +156,8 @@ class Exchange(Spec):
     """`async` never waits and learns from the newest there is; `lockstep` waits for the exact version."""
     interval_steps: int = Field(default=50, ge=1, le=1_000_000)
     """Optimizer steps between two published snapshots."""
+    start_together_s: float = Field(default=30.0, ge=0, le=3600)
+    """Longest wait, before the very first step only, for the peers to be there too; 0 starts at once."""
     max_lag_steps: int | None = Field(default=None, ge=0)
     """A peer whose snapshot is older than this is not heard; left out, age is only recorded."""
 

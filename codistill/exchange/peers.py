@@ -139,6 +139,24 @@ class Mailbox:
 
     # ---- training thread
 
+    def await_peers(self, limit_s: float) -> None:
+        """Before the first step: give the peers time to start, so that a short training is not over before they have.
+
+        Not one of the waits that `async` is without: nobody has trained yet. Returns when every peer has shown itself,
+        or after `limit_s`; raises `StopRequested` when asked to stop.
+        """
+        if self._helper is None:
+            return  # replicas that wait for exact versions, or take turns, are together anyway
+        give_up = time.monotonic() + limit_s
+        while missing := [peer for peer in self._shelves if self._step_of(peer) is None]:
+            if self._should_stop():
+                raise StopRequested
+            if time.monotonic() > give_up:
+                names = ", ".join(map(replica_name, missing))
+                log.warning("%s did not show up within %g s; starting without", names, limit_s)
+                return
+            time.sleep(0.02)
+
     def publish(self, step: int, module: nn.Module, *, now: bool = False) -> None:
         """Before step `step`: say how far this replica is, and publish version `step` if it is due (or `now`)."""
         self._step = step
@@ -275,9 +293,9 @@ class Mailbox:
         if shelf.held is None:
             return None
         header, arrays = shelf.held
-        report = self._reports.get(peer)
-        peer_step = None if report is None or report.step is None else max(report.step, header.id.version)
-        lag = None if peer_step is None else peer_step - header.id.version
+        peer_step = self._step_of(peer)
+        # What it published it has surely completed, even if its own word on that is still under way.
+        lag = None if peer_step is None else max(peer_step - header.id.version, 0)
         limit = self._settings.max_lag_steps
         if limit is not None and lag is not None and lag > limit:
             self._write_ledger(step, header, lag, 0, Verdict.TOO_OLD)
@@ -288,6 +306,10 @@ class Mailbox:
         self.counters.bytes_received += received
         self._write_ledger(step, header, lag, received, Verdict.ACCEPTED)
         return Held(header, arrays, lag, step - header.id.version, is_new)
+
+    def _step_of(self, peer: int) -> int | None:
+        report = self._reports.get(peer)
+        return None if report is None else report.step
 
     def _write_ledger(self, step: int, header: Header, lag: int | None, received: int, verdict: Verdict) -> None:
         who = header.id

@@ -33,8 +33,7 @@ def test_two_replicas_teach_each_other_through_the_object_store(tmp_path: Path) 
         assert (entry["outcome"], entry["steps"], entry["incarnations"]) == ("succeeded", 300, 1)
         assert entry["bytes_received"] == sum(row["bytes_received"] for row in rows) > 0
         assert (run.export(name) / "model.safetensors").exists()
-        # Nothing of the exchange went over the disk while they trained; what is there was left at the end.
-        assert list(run.exchange(name).glob("*.safetensors"))
+    assert not (run.root / "exchange").exists()
     assert not (run.root / "ray").exists()
     until(nothing_reserved, limit_s=10)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +33,14 @@ def mailbox(
     incarnation: int = 0,
     mode: str = "async",
     max_lag_steps: int | None = None,
+    threaded: bool = False,
 ) -> Mailbox:
     settings = MailboxSettings(
         me=SnapshotId(replica, 1, incarnation, 0),
         teachers=(1 - replica,),
         rule=RULE,
         mode=mode,  # pyright: ignore[reportArgumentType]
-        threaded=False,
+        threaded=threaded,
         max_lag_steps=max_lag_steps,
         timeout_s=0.05,
     )
@@ -192,3 +195,20 @@ def test_in_lockstep_a_refused_snapshot_is_an_error_since_peers_wait_for_it(tmp_
     box = mailbox(Hub(), tmp_path, 0, nn.Linear(2, 2), mode="lockstep")
     with pytest.raises(SnapshotRefused, match=r"version 0 of this replica may not be published \(non_finite\)"):
         box.publish(0, set_to(nn.Linear(2, 2), float("nan")))
+
+
+def test_the_first_step_waits_for_the_peers_but_not_for_ever(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hub = Hub()
+    box = mailbox(hub, tmp_path, 0, nn.Linear(2, 2), threaded=True)
+    began = time.monotonic()
+    box.await_peers(0.3)
+    assert time.monotonic() - began >= 0.3
+    assert "replica-1 did not show up within 0.3 s; starting without" in caplog.text
+
+    timer = threading.Timer(0.3, lambda: MemoryTransport(hub, 1, keep=2).poll(0))
+    timer.start()
+    began = time.monotonic()
+    box.await_peers(60.0)
+    assert 0.2 < time.monotonic() - began < 30.0
+    timer.join()
+    box.close()
