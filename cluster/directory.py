@@ -17,6 +17,10 @@ from codistill.exchange.snapshot import Header, SnapshotId
 ACTOR_NAME = "exchange-directory"
 
 
+Known = tuple[SnapshotId, bool]
+"""A snapshot, and whether it is an object (else a file): one that becomes a file is news."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A snapshot that has been announced, and where its arrays are."""
@@ -25,6 +29,22 @@ class Entry:
     refs: list[ray.ObjectRef[Any]]
     """The one object that holds the arrays (in a list, so that Ray passes the reference on and not the arrays);
     empty when the arrays are a file in the publisher's exchange directory."""
+
+    @property
+    def known(self) -> Known:
+        return self.header.id, bool(self.refs)
+
+
+@dataclass(frozen=True)
+class News:
+    """The answer to a poll. References travel once to each reader, who can then fetch without asking again."""
+
+    steps: dict[int, int]
+    """Updates each replica had completed when it last said so."""
+    listed: frozenset[Known]
+    """All that may be had now."""
+    entries: list[Entry]
+    """Of these, what the asker does not know."""
 
 
 @dataclass
@@ -41,10 +61,15 @@ class Directory:
         newest = sorted(known)[-keep:]
         self.entries[replica] = {snapshot: known[snapshot] for snapshot in newest}
 
-    def poll(self, replica: int, step: int) -> tuple[dict[int, int], dict[int, list[Header]]]:
-        """Note that `replica` has completed `step` updates; answer everybody's steps and headers."""
+    def poll(self, replica: int, step: int, known: frozenset[Known]) -> News:
+        """Note that `replica` has completed `step` updates; answer what is new to somebody who knows `known`."""
         self.steps[replica] = step
-        return self.steps, {of: [entry.header for entry in held.values()] for of, held in self.entries.items()}
+        all_entries = [entry for held in self.entries.values() for entry in held.values()]
+        return News(
+            steps=self.steps,
+            listed=frozenset(entry.known for entry in all_entries),
+            entries=[entry for entry in all_entries if entry.known not in known],
+        )
 
     def locate(self, snapshot: SnapshotId) -> Entry | None:
         """Where a snapshot's arrays are; None when it was never announced or has been dropped."""

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, OwnerDiedError, RayActorError, RayError
 
-from cluster.directory import Entry, find_directory
+from cluster.directory import Entry, Known, News, find_directory
 from codistill.exchange.snapshot import Array, Arrays, Header, SnapshotId
 from codistill.exchange.transport import (
     PeerReport,
@@ -72,6 +72,8 @@ class ObjectStoreTransport:
         self._run, self._replica, self._keep = run, replica, keep
         self._directory = find_directory(namespace)
         self._mine: dict[SnapshotId, Entry] = {}
+        self._known: dict[Known, Entry] = {}
+        """What the directory listed at the last poll, with the references: to fetch is not to ask again."""
         self._reports: dict[int, PeerReport] = {}
         self.unanswered = 0
         """Questions to the directory that got no answer."""
@@ -88,21 +90,23 @@ class ObjectStoreTransport:
 
     def poll(self, step: int) -> Mapping[int, PeerReport]:
         try:
-            steps, headers = self._ask("poll", self._replica, step)
+            news: News = self._ask("poll", self._replica, step, frozenset(self._known))
         except RayError:
             return self._reports
-        self._reports = {
-            replica: PeerReport(steps.get(replica), tuple(headers.get(replica, ())))
-            for replica in steps.keys() | headers.keys()
-        }
-        known = {header.id for header in headers.get(self._replica, ())}
-        if not self._mine.keys() <= known:  # the directory was away, or was restarted and knows nothing
-            self._tell_mine()
+        known = self._known | {entry.known: entry for entry in news.entries}
+        self._known = {key: known[key] for key in news.listed}  # references to what is no longer listed go here
+        self._reports = {replica: PeerReport(step, ()) for replica, step in news.steps.items()}
+        for entry in sorted(self._known.values(), key=lambda entry: entry.header.id):
+            of = entry.header.id.replica
+            report = self._reports.get(of, PeerReport(None, ()))
+            self._reports[of] = PeerReport(report.step, (*report.announced, entry.header))
+        if not {entry.known for entry in self._mine.values()} <= news.listed:
+            self._tell_mine()  # the directory was away, or was restarted and knows nothing
         return self._reports
 
     def fetch(self, header: Header) -> Arrays:
         try:
-            entry: Entry | None = self._ask("locate", header.id)
+            entry = self._entry(header.id)
             if entry is None:
                 raise SnapshotUnavailable(f"{header.id} has been dropped by its publisher")
             if not entry.refs:
@@ -111,6 +115,12 @@ class ObjectStoreTransport:
             return read_only(ray.get(entry.refs[0], timeout=limit_s))
         except (RayError, OSError, ValueError) as error:
             raise SnapshotUnavailable(f"{header.id} cannot be had: {reason(error)}") from error
+
+    def _entry(self, snapshot: SnapshotId) -> Entry | None:
+        for is_object in (False, True):  # a file outlives the object it is a copy of
+            if (snapshot, is_object) in self._known:
+                return self._known[snapshot, is_object]
+        return self._ask("locate", snapshot)
 
     def close(self) -> None:
         """Leave what is announced as files, since the objects die with this process, and point the directory there."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from codistill.exchange.gate import Gate
 from codistill.exchange.snapshot import Header, SnapshotId, header_of
 from codistill.exchange.transport import Transport
 from codistill.exchange.weights import hold, published
@@ -59,10 +60,12 @@ def publish(transport: Transport, version: int) -> Header:
 
 def time_table(publisher: Transport, reader: Transport) -> None:
     headers = [publish(publisher, version) for version in (1, 2)]
+    reader.poll(0)
     teacher = big_model().eval().requires_grad_(False)
     loaded = big_model().eval().requires_grad_(False)
     fetched = [dict(reader.fetch(header)) for header in headers]
     states = [{name: torch.tensor(array) for name, array in arrays.items()} for arrays in fetched]
+    gate = Gate(headers[0].schema)
     target = {name: np.empty_like(array) for name, array in fetched[0].items()}
     turn = 0
 
@@ -81,6 +84,7 @@ def time_table(publisher: Transport, reader: Transport) -> None:
             "fetch": lambda: seconds(lambda: reader.fetch(headers[other()])),
             "swap": lambda: seconds(lambda: hold(teacher, fetched[other()])),
             "fetch and swap": lambda: seconds(lambda: hold(teacher, reader.fetch(headers[other()]))),
+            "gate (helper thread)": lambda: seconds(lambda: gate.judge(headers[turn % 2], fetched[turn % 2])),
             "load_state_dict": lambda: seconds(lambda: loaded.load_state_dict(states[other()])),
         },
         ROUNDS,
