@@ -45,6 +45,8 @@ def test_killed_or_frozen_worker_comes_back_while_its_peer_trains_on(tmp_path: P
         before, peer = beat(run, "replica-1"), beat(run, "replica-0")
         os.kill(before["pid"], signal.SIGKILL)
         until(lambda: hears(run, "replica-0", incarnation=1))
+        # Two checkpoints further: its rows of before the first are then on the disk, and not repeated after the freeze.
+        until(lambda: beat(run, "replica-1")["step"] >= before["step"] + 110)
         os.kill(beat(run, "replica-1")["pid"], signal.SIGSTOP)
         until(lambda: hears(run, "replica-0", incarnation=2))
         run.request_stop(1)
