@@ -25,9 +25,9 @@ from codistill.restarts import Failure, GiveUp, Retry, after_failure
 from codistill.run_dir import RunDir, StorageError, read_json, write_json
 from codistill.spec import JobSpec, ObjectStoreTransport, replica_name
 from codistill.spec import MemoryTransport as MemoryTransportSpec
-from codistill.spec_errors import SpecError, load_spec
+from codistill.spec_errors import load_spec
 
-EXIT_BAD_SPEC, EXIT_FAILED, EXIT_CANCELLED = 2, 100, 103
+EXIT_BAD_SPEC, EXIT_UNAVAILABLE, EXIT_FAILED, EXIT_CANCELLED = 2, 3, 100, 103
 POLL_S = 0.1
 PROGRESS_S = 2.0
 
@@ -47,7 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
         if given.spec is not None:
             run.create(load_spec(given.spec))
         return run_job(run)
-    except (SpecError, StorageError, ValueError) as error:
+    except StorageError as error:
+        print(f"codistill: {error}", file=sys.stderr)
+        return EXIT_UNAVAILABLE
+    except ValueError as error:  # a bad spec or id
         print(f"codistill: {error}", file=sys.stderr)
         return EXIT_BAD_SPEC
 

@@ -141,19 +141,19 @@ def test_memory_transport_takes_turns_in_one_process(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize(
-    ("spec", "job", "storage", "sentence"),
+    ("spec", "job", "storage", "code", "sentence"),
     [
-        ("[training]\nstep = 3\n", "job", "", "training.step: unknown key; did you mean 'steps'?"),
-        ("[exchange.transport]\nkind = 'object_store'\n", "job", "", "'object_store' is Ray's; use kind = 'auto'"),
-        ("", "no/job", "", "'no/job' is not an id"),
-        ("", "job", "missing", "does not exist; create it, or name another directory"),
+        ("[training]\nstep = 3\n", "job", "", 2, "training.step: unknown key; did you mean 'steps'?"),
+        ("[exchange.transport]\nkind = 'object_store'\n", "job", "", 2, "'object_store' is Ray's; use kind = 'auto'"),
+        ("", "no/job", "", 2, "'no/job' is not an id"),
+        ("", "job", "missing", 3, "does not exist; create it, or name another directory"),
     ],
 )
 def test_bad_input_is_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], spec: str, job: str, storage: str, sentence: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spec: str, job: str, storage: str, code: int, sentence: str
 ) -> None:
     (tmp_path / "spec.toml").write_text(spec)
-    assert main([str(tmp_path / "spec.toml"), "--storage", str(tmp_path / storage), "--job", job]) == 2
+    assert main([str(tmp_path / "spec.toml"), "--storage", str(tmp_path / storage), "--job", job]) == code
     captured = capsys.readouterr()
     assert captured.err.startswith("codistill: ")
     assert captured.err.count("\n") == 1
@@ -163,7 +163,7 @@ def test_bad_input_is_one_sentence(
 def test_a_second_job_of_another_spec_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     new_run(tmp_path, small_spec())
     (tmp_path / "spec.toml").write_text("seed = 5\n")
-    assert main([str(tmp_path / "spec.toml"), "--storage", str(tmp_path), "--job", "job"]) == 2
+    assert main([str(tmp_path / "spec.toml"), "--storage", str(tmp_path), "--job", "job"]) == 3
     assert "already holds a job with another spec" in capsys.readouterr().err
 
 
