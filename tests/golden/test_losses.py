@@ -113,3 +113,16 @@ def test_softmax_is_in_float32_even_for_half_precision() -> None:
     student = torch.tensor([[1000.0, 0.0]], dtype=torch.bfloat16)
     assert losses.cross_entropy(student, torch.tensor([1])).dtype == torch.float32
     assert combine.mean_probabilities([student]).dtype == torch.float32
+
+
+def test_soft_cross_entropy_has_the_gradient_of_kl_at_every_temperature() -> None:
+    for temperature in (1.0, 2.0, 5.0):
+        gradients = []
+        for loss in (losses.soft_cross_entropy, losses.kl_divergence):
+            student = S.clone().requires_grad_()
+            loss(at(T, temperature), student, temperature=temperature).backward()
+            assert student.grad is not None
+            gradients.append(student.grad)
+        by_hand = temperature * (at(S, temperature).exp() - at(T, temperature).exp())
+        assert_close(gradients[0], by_hand, atol=1e-6, rtol=0)
+        assert_close(gradients[1], by_hand, atol=1e-6, rtol=0)

@@ -79,6 +79,27 @@ def test_a_step_is_the_optimizers_step() -> None:
     assert moved.norm().item() == pytest.approx(0.1, rel=1e-4)
 
 
+def test_the_schedule_scales_the_rate_of_each_step() -> None:
+    learner = two_parts()
+    weight = learner["net"].weight.detach().clone()
+    halving = Group(("net.*",), sgd, lambda step: 0.5**step)
+    train(phase(learner, {"net": halving}, [show_sum("net")], steps=3))
+    assert torch.allclose(learner["net"].weight, weight - 0.1 * 2.0 * (1 + 0.5 + 0.25))
+
+
+def test_random_numbers_of_a_step_are_a_function_of_its_name() -> None:
+    ended: list[str] = []
+    for before in (1, 2):
+        learner = nn.ModuleDict({"net": nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 2))})
+        torch.manual_seed(0)
+        for parameter in learner.parameters():
+            nn.init.normal_(parameter)
+        torch.manual_seed(before)  # whatever was drawn before, dropout drops the same
+        train(phase(learner, {"net": group("net.*")}, [show_sum("net")], steps=3))
+        ended.append(fingerprint(learner.state_dict()))
+    assert ended[0] == ended[1]
+
+
 def test_several_updates_each_see_the_last_ones_effect() -> None:
     learner = two_parts()
     seen: list[float] = []

@@ -100,6 +100,8 @@ def test_every_step_is_a_good_place_to_stop(tmp_path: Path, undisturbed: list[st
     run.start_attempt(2, time.time())
     ended = run_in_turns(run, hub=hub, fence=2)
     assert [entry["outcome"] for entry in ended.values()] == ["succeeded"] * 2
+    snapshot = sum(p.numel() * p.element_size() for p in final_weights(run, 0).values())
+    assert [entry["bytes_sent"] for entry in ended.values()] == [3 * snapshot] * 2, "counted over both attempts"
     assert [fingerprint(final_weights(run, index)) for index in range(2)] == undisturbed
 
 

@@ -182,3 +182,19 @@ def test_unseen_by_batch_uses_the_statistics_of_the_batch(images: Tensor) -> Non
     with unseen(norm):
         shown = norm(images)
     assert_close(shown, images / (1 + 1e-5) ** 0.5)
+
+
+class Noisy(nn.Module):
+    """Draws in evaluation, too, as stochastic layers of some models do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
+def test_unseen_gives_back_what_a_forward_drew(images: Tensor) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    with unseen(Noisy()) as _:
+        Noisy()(images)
+    assert torch.equal(torch.rand(4), expected)
