@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from codistill import records
 from codistill.records import METRICS, Recorder
-from codistill.run_dir import RunDir
+from codistill.run_dir import RunDir, read_json
 from jobs import processes
 from jobs.status import State
 from tests.service.running import Service, lives, spec_of, title, until
@@ -134,6 +135,11 @@ def test_a_driver_killed_leaves_nothing_and_the_next_attempt_succeeds(service: S
     rows = service.client.metrics(job_id)
     assert {row["fence"] for row in rows} == {1, 2}
     assert LATE not in [row["value"] for row in rows]
+    begun = read_json(run.attempt(2) / "attempt.json")["started_at"]
+    for row in records.read(run, "replica-0", "metrics").to_pylist():
+        assert row["fence"] == 2 or row["time"].timestamp() < begun, (
+            "what the first attempt wrote before the second began"
+        )
 
 
 LATE = 12345.0
