@@ -28,11 +28,13 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Replica:
-    """Who is asking: which replica of how many, from which seed."""
+    """Who is asking: which replica of how many, from which seed, and which of its ranks."""
 
     index: int
     count: int
     seed: int
+    rank: int = 0
+    ranks: int = 1
 
 
 @dataclass(frozen=True)

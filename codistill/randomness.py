@@ -8,10 +8,13 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Name = int | str
+_GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def stream_seed(*names: Name) -> int:
@@ -23,6 +26,30 @@ def stream_seed(*names: Name) -> int:
 def generator(*names: Name) -> torch.Generator:
     """A generator on the CPU for the stream of this name."""
     return torch.Generator().manual_seed(stream_seed(*names))
+
+
+def hashes(ids: Tensor, *names: Name) -> npt.NDArray[np.uint64]:
+    """A 64-bit hash [N] of each of `ids` [N] int64 for the stream of this name, one by one the same in any company.
+
+    The numbers are those of SplitMix64 (Steele, Lea, Flood 2014), seeded with the stream: id i gets number i + 1.
+    """
+    return _split_mix(np.full(len(ids), stream_seed(*names), np.uint64), ids.numpy().astype(np.uint64))
+
+
+def uniforms(ids: Tensor, count: int, *names: Name) -> Tensor:
+    """`count` numbers in [0, 1) for each of `ids` [N] int64: float32 [N, count], one by one as for `hashes`."""
+    seeds = hashes(ids, *names)
+    numbers = _split_mix(seeds[:, None], np.arange(count, dtype=np.uint64)[None, :])
+    return torch.from_numpy((numbers >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24))
+
+
+def _split_mix(seeds: npt.NDArray[np.uint64], index: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Number `index` (from 0) of the generator seeded with each of `seeds`; the two are broadcast."""
+    with np.errstate(over="ignore"):
+        state = seeds + (index + np.uint64(1)) * _GOLDEN_GAMMA
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
 
 
 def seed_everything(*names: Name) -> None:

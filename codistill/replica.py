@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from codistill.checkpoint import Checkpoint, load_newest, readable_in, save
+from codistill.data.split import SplitName, in_order
 from codistill.evaluate import write_predictions
 from codistill.exchange.clock import snapshots_to_keep
 from codistill.exchange.peers import Counters, Mailbox, MailboxSettings, StopRequested
@@ -277,9 +278,10 @@ class _Training:
         if not self.notebook.results:  # resumed after the last step: the survey was made by an earlier incarnation
             for survey in phase.surveys:
                 self.notebook.survey(survey, phase.steps, learner, self.outside.device)
-        for split, batches in (("validation", self.recipe.validation()), ("test", self.recipe.test())):
+        splits: tuple[SplitName, ...] = ("validation", "test")
+        for split in splits:
             path = self.directory / "predictions" / f"{split}.parquet"
-            write_predictions(path, module, batches, self.outside.device)
+            write_predictions(path, module, in_order(self.recipe.split(split)), self.outside.device)
         exported = write_export(self.run, self.name, module, self.spec, self.recipe, self.notebook.results)
         log.info("the model is in %s", exported)
         self.notebook.close()

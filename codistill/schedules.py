@@ -1,4 +1,4 @@
-"""Schedules: pure functions from step to a factor of the learning rate."""
+"""Schedules: pure functions from step to a factor of the learning rate, or of the weight decay."""
 
 from __future__ import annotations
 
@@ -6,25 +6,34 @@ import math
 from collections.abc import Callable
 from typing import assert_never
 
-from codistill.spec import Constant, Cosine, Schedule
+from codistill.spec import Constant, Cosine, Linear, Milestones, Schedule
 
 Factor = Callable[[int], float]
 
 
 def open_schedule(spec: Schedule, steps: int) -> Factor:
     """The factor at step 0 .. steps - 1 that `spec` describes."""
+    warmup_steps = spec.warmup_steps
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return after_warmup(spec, step, steps)
+
+    return factor
+
+
+def after_warmup(spec: Schedule, step: int, steps: int) -> float:
+    """The factor at a step after the warm-up, of a training of `steps`."""
+    progress = (step - spec.warmup_steps) / max(1, steps - spec.warmup_steps)
     match spec:
         case Constant():
-            return lambda step: 1.0
-        case Cosine(warmup_steps=warmup_steps):
-            return lambda step: cosine(step, steps=steps, warmup_steps=warmup_steps)
+            return 1.0
+        case Cosine(final_factor=final):
+            return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+        case Linear(final_factor=final):
+            return 1.0 + (final - 1.0) * progress
+        case Milestones():
+            return spec.factor ** sum(step >= milestone for milestone in spec.steps)
         case _:
             assert_never(spec)
-
-
-def cosine(step: int, *, steps: int, warmup_steps: int) -> float:
-    """Rises linearly to 1 over the warm-up, then falls as half a cosine to 0 at `steps`."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -9,19 +9,26 @@ import torch
 from torch import Tensor
 
 from codistill.randomness import generator
-from codistill.spec import DataMode, Disjoint, SameOrder, SameSet
+from codistill.spec import DataMode, Disjoint, Overlap, SameOrder, SameSet
 
 
 def own_samples(mode: DataMode, ids: Tensor, *, replica: int, replicas: int, seed: int) -> Tensor:
-    """The ids, out of `ids` [n], that this replica trains on. Disjoint parts differ in size by one at most."""
+    """The ids, out of `ids` [n], that this replica trains on, ascending.
+
+    Disjoint parts differ in size by one at most. With overlap r, round(r * n) samples are common to all and the others
+    are dealt out as disjoint parts, so that a replica has about n * (r + (1 - r) / replicas).
+    """
     match mode:
         case SameOrder() | SameSet():
             return ids
         case Disjoint():
-            shuffled = ids[torch.randperm(len(ids), generator=generator("partition", seed))]
-            return shuffled[replica::replicas].sort().values
+            common = 0
+        case Overlap():
+            common = round(mode.ratio * len(ids))
         case _:
             assert_never(mode)
+    shuffled = ids[torch.randperm(len(ids), generator=generator("partition", seed))]
+    return torch.cat([shuffled[:common], shuffled[common:][replica::replicas]]).sort().values
 
 
 class Order:
@@ -44,11 +51,18 @@ class Order:
             missing -= len(part)
         return torch.cat(parts)
 
+    def __reduce__(self) -> tuple[type[Order], tuple[object, ...]]:
+        return Order, (self._ids, self._batch_size, *self._stream)
+
     def _shuffled(self, epoch: int) -> Tensor:
         return self._ids[torch.randperm(len(self._ids), generator=generator("order", *self._stream, epoch))]
 
 
 def order_of(mode: DataMode, ids: Tensor, batch_size: int, *, replica: int, replicas: int, seed: int) -> Order:
-    """The order in which this replica sees its samples."""
+    """The order in which this replica sees its samples; raises `ValueError` when there are fewer than a batch."""
     own = own_samples(mode, ids, replica=replica, replicas=replicas, seed=seed)
+    if batch_size > len(own):
+        raise ValueError(
+            f"training.batch_size ({batch_size}) exceeds the {len(own)} training samples of one replica; lower it"
+        )
     return Order(own, batch_size, seed) if isinstance(mode, SameOrder) else Order(own, batch_size, seed, replica)

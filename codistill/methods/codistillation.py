@@ -17,7 +17,7 @@ import torch
 
 from codistill import combine, losses
 from codistill.exchange.clock import PublishRule
-from codistill.methods.common import one_group, one_network, surveys
+from codistill.methods.common import batches_of, one_group, one_network, surveys
 from codistill.phase import Loss, Phase, Replica, Step, Update
 from codistill.recipes import Recipe
 from codistill.spec import Codistillation, JobSpec
@@ -48,7 +48,7 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
             name="train",
             steps=spec.training.steps,
             learner=lambda artifacts: one_network(recipe, artifacts),
-            batches=lambda artifacts: recipe.training_batches(spec.data, replica, spec.training.batch_size),
+            batches=lambda artifacts: batches_of(spec, recipe, replica),
             updates=[Update(loss, trains=("net",))],
             groups=one_group(spec.training),
             teachers=[Peers(part="net")],

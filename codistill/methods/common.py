@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import assert_never
 
 import torch
 from torch import nn
 
+from codistill.batch import Batch
+from codistill.data.loader import training_batches
+from codistill.data.split import in_order
 from codistill.evaluate import validation_survey
-from codistill.phase import Artifacts, Group, Learner, Survey
+from codistill.phase import Artifacts, Group, Learner, Replica, Survey
 from codistill.recipes import Recipe
 from codistill.schedules import open_schedule
 from codistill.spec import AdamW, JobSpec, Sgd, Training
@@ -17,6 +21,11 @@ from codistill.spec import AdamW, JobSpec, Sgd, Training
 def one_network(recipe: Recipe, artifacts: Artifacts) -> Learner:
     """A learner with the single part `net`."""
     return Learner({"net": recipe.build_model()})
+
+
+def batches_of(spec: JobSpec, recipe: Recipe, replica: Replica) -> Callable[[int], Batch]:
+    """This rank's share of what the replica trains on, by step."""
+    return training_batches(recipe.split("train"), spec.data, replica, spec.training.batch_size)
 
 
 def one_group(training: Training) -> dict[str, Group]:
@@ -49,4 +58,8 @@ def open_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.
 
 def surveys(spec: JobSpec, recipe: Recipe) -> tuple[Survey, ...]:
     """The validation every method does."""
-    return (validation_survey(recipe.validation, every_steps=spec.training.evaluate_interval_steps),)
+    return (
+        validation_survey(
+            lambda: in_order(recipe.split("validation")), every_steps=spec.training.evaluate_interval_steps
+        ),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from codistill.methods.common import one_group, one_network, surveys
+from codistill.methods.common import batches_of, one_group, one_network, surveys
 from codistill.phase import Loss, Phase, Replica, Step, Update
 from codistill.recipes import Recipe
 from codistill.spec import JobSpec
@@ -22,7 +22,7 @@ def plan(spec: JobSpec, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
             name="train",
             steps=spec.training.steps,
             learner=lambda artifacts: one_network(recipe, artifacts),
-            batches=lambda artifacts: recipe.training_batches(spec.data, replica, spec.training.batch_size),
+            batches=lambda artifacts: batches_of(spec, recipe, replica),
             updates=[Update(loss, trains=("net",))],
             groups=one_group(spec.training),
             surveys=surveys(spec, recipe),

@@ -5,10 +5,12 @@ The split is the same for every seed, so that predictions of independent runs ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,12 +19,11 @@ from torch import Tensor, nn
 
 from codistill import losses
 from codistill.batch import Batch, Outputs
-from codistill.data.order import order_of
-from codistill.phase import Replica
-from codistill.spec import DataMode, Digits
+from codistill.data.split import SplitName, TensorSplit
+from codistill.recipes.base import RecipeUnavailable
+from codistill.spec import Digits
 
 TEST_SIZE, VALIDATION_SIZE = 497, 300
-EVALUATION_BATCH_SIZE = 512
 
 LOADING_CODE = """
 import json
@@ -45,10 +46,6 @@ model.eval()  # maps images [N, 1, 8, 8] in 0..1 to logits [N, classes]
 """
 
 
-class RecipeUnavailable(RuntimeError):
-    """A recipe needs something that is not installed; the message says how to get it."""
-
-
 class SmallCnn(nn.Module):
     """Two convolutions, each with ReLU, pooling and (if asked) BatchNorm, then a linear layer. About 7,000 parameters
     at width 16. Maps images [N, 1, 8, 8] to taps `features` [N, 8 * width] and `logits` [N, classes]."""
@@ -69,32 +66,29 @@ class SmallCnn(nn.Module):
 
 
 class DigitsRecipe:
-    """See the module and `codistill.recipes.Recipe`."""
+    """See the module and `codistill.recipes.base.Recipe`."""
 
     classes = 10
+    unit: Literal["samples"] = "samples"
+    units_per_sample = 1
 
     def __init__(self, spec: Digits) -> None:
         self._spec = spec
-        self._images, self._labels = _load()
-        by_lot = torch.tensor(sorted(range(len(self._labels)), key=_lot))
-        self._test = by_lot[:TEST_SIZE]
-        self._validation = by_lot[TEST_SIZE : TEST_SIZE + VALIDATION_SIZE]
-        self._train = by_lot[TEST_SIZE + VALIDATION_SIZE :][: spec.train_size].sort().values
 
     def build_model(self) -> nn.Module:
         return SmallCnn(width=self._spec.width, classes=self.classes, batch_norm=self._spec.batch_norm)
 
-    def training_batches(self, mode: DataMode, replica: Replica, batch_size: int) -> Callable[[int], Batch]:
-        order = order_of(
-            mode, self._train, batch_size, replica=replica.index, replicas=replica.count, seed=replica.seed
-        )
-        return lambda step: self._batch(order(step))
+    def split(self, name: SplitName) -> TensorSplit:
+        images, labels = _load()
+        ids = _split_ids(len(labels))[name]
+        if name == "train":
+            ids = ids[: self._spec.train_size]
+        ids = ids.sort().values
+        return TensorSplit(ids, labels[ids], {"x": images[ids]})
 
-    def validation(self) -> Iterable[Batch]:
-        return self._evaluation(self._validation)
-
-    def test(self) -> Iterable[Batch]:
-        return self._evaluation(self._test)
+    def example(self, samples: int) -> Batch:
+        zeros = torch.zeros(samples, dtype=torch.int64)
+        return Batch(ids=zeros, y=zeros, views={"x": torch.zeros(samples, 1, 8, 8)})
 
     def task_loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         return losses.cross_entropy(outputs["logits"], batch.y)
@@ -111,11 +105,15 @@ class DigitsRecipe:
     def loading_code(self) -> str:
         return LOADING_CODE
 
-    def _batch(self, ids: Tensor) -> Batch:
-        return Batch(ids=ids, y=self._labels[ids], views={"x": self._images[ids]})
+    def data_digests(self) -> Mapping[str, str]:
+        images, labels = _load()
+        return {"digits": hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()}
 
-    def _evaluation(self, ids: Tensor) -> Iterable[Batch]:
-        return (self._batch(part) for part in ids.split(EVALUATION_BATCH_SIZE))
+
+def _split_ids(samples: int) -> dict[SplitName, Tensor]:
+    by_lot = torch.tensor(sorted(range(samples), key=_lot))
+    test, validation, train = by_lot.tensor_split([TEST_SIZE, TEST_SIZE + VALIDATION_SIZE])
+    return {"test": test, "validation": validation, "train": train}
 
 
 def _lot(sample: int) -> int:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from codistill import records
+from codistill.data.loader import training_batches
 from codistill.phase import Replica
 from codistill.randomness import seed_everything
 from codistill.recipes import open_recipe
@@ -29,7 +30,7 @@ def mutual_learning(spec: JobSpec, temperature: float, weight: float) -> list[di
         seed_everything(spec.seed, index, "train", "init")
         nets.append(recipe.build_model())
         optimizers.append(torch.optim.SGD(nets[-1].parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4))
-    batches = recipe.training_batches(spec.data, Replica(0, 2, spec.seed), spec.training.batch_size)
+    batches = training_batches(recipe.split("train"), spec.data, Replica(0, 2, spec.seed), spec.training.batch_size)
     for step in range(spec.training.steps):
         batch = batches(step)
         logits = [net(batch.views["x"])["logits"] for net in nets]

@@ -13,7 +13,8 @@ from codistill.batch import Batch
 from codistill.exchange.peers import StopRequested
 from codistill.loop import PhaseInProgress, Surroundings, TrainingDiverged, finite, train_phase
 from codistill.phase import Artifacts, Group, Learner, Loss, Phase, Step, Update
-from codistill.schedules import cosine
+from codistill.schedules import open_schedule
+from codistill.spec import Constant, Cosine, Linear, Milestones
 from codistill.teachers import PeerTeachers
 from tests.support import fingerprint, new_run, run_in_turns, small_spec
 
@@ -137,8 +138,13 @@ def test_a_stop_comes_between_steps() -> None:
 
 
 def test_cosine_warms_up_and_ends_at_zero() -> None:
-    assert [cosine(step, steps=10, warmup_steps=2) for step in (0, 1, 2, 6)] == pytest.approx([0.5, 1.0, 1.0, 0.5])
-    assert cosine(10, steps=10, warmup_steps=2) == pytest.approx(0.0)
+    cosine = open_schedule(Cosine(warmup_steps=2), 10)
+    assert [cosine(step) for step in (0, 1, 2, 6, 10)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0])
+    linear = open_schedule(Linear(warmup_steps=2, final_factor=0.5), 10)
+    assert [linear(step) for step in (0, 1, 2, 6, 10)] == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5])
+    milestones = open_schedule(Milestones(steps=(3, 6), factor=0.1), 10)
+    assert [milestones(step) for step in (2, 3, 5, 6)] == pytest.approx([1.0, 0.1, 0.1, 0.01])
+    assert open_schedule(Constant(warmup_steps=4), 10)(1) == pytest.approx(0.5)
 
 
 def test_peers_get_no_gradient_and_change_only_when_a_snapshot_is_new(

