@@ -50,7 +50,7 @@ def ended_run(
     first_id: int = 0,
     spec: JobSpec | None = None,
 ) -> RunDir:
-    """A run that ended, whose replicas predicted what is given on (validation, test). By order of names, the first
+    """A run that ended, whose replicas predicted what is given on (validation, test). By order of names, the first took
     2 s and each next one 1 s more; each received 100 bytes."""
     run = new_run(storage, spec or small_spec(seed=seed), name)
     for replica, splits in replicas.items():

@@ -44,9 +44,13 @@ def arms_text(rows: Sequence[Row]) -> str:
 
 
 def differences_text(differences: Sequence[Difference], baseline: str) -> str:
-    """The second block: one line per arm and metric."""
+    """The second block: one line per arm and metric, or one per arm that has no interval at all."""
     head = ["arm", "metric", f"less {baseline}", "95 % interval", "seeds", "verdict"]
-    return _aligned(head, [_difference_cells(one) for one in differences])
+    shown = {one.arm for one in differences if one.interval is not None}
+    without = {one.arm: one.n for one in differences if one.arm not in shown}
+    lines = [_difference_cells(one) for one in differences if one.arm in shown]
+    lines += [[arm, "all", MISSING, MISSING, str(n), MISSING] for arm, n in without.items()]
+    return _aligned(head, lines)
 
 
 def as_csv(rows: Sequence[Row], differences: Sequence[Difference], baseline: str | None) -> str:
