@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from jobs.cli import demo, local, remote, server, watch
+from jobs.cli import compare, demo, local, remote, server, watch
 
 app = typer.Typer(
     name="codistill",
@@ -29,7 +29,7 @@ for verb in (
     watch.watch,
     remote.wait,
     remote.cancel,
-    local.compare,
+    compare.compare,
     local.schema,
 ):
     name = "list" if verb is remote.list_jobs else verb.__name__

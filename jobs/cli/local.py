@@ -1,4 +1,4 @@
-"""Verbs that need no service: init, validate, run, compare, schema."""
+"""Verbs that need no service: init, validate, run, schema."""
 
 from __future__ import annotations
 
@@ -130,39 +130,3 @@ def require_cluster(what: str) -> None:
     if missing:
         message = f"{what} needs {', '.join(missing)}, not installed here: pip install 'codistill[cluster]'"
         raise CommandError(message, Exit.UNAVAILABLE)
-
-
-def compare(
-    arms: Annotated[
-        list[str], typer.Argument(metavar="ARM=RUN[,RUN]...", help="Runs of an arm: directories, or ids in --storage")
-    ],
-    storage: Storage = None,
-) -> int:
-    """Set finished runs side by side: quality, churn between the runs of an arm, cost."""
-    from codistill.compare import NothingToCompare
-    from codistill.compare import compare as compare_runs
-
-    found = {name: [_run_dir(word, storage) for word in words.split(",")] for name, words in map(_arm, arms)}
-    try:
-        emit(compare_runs(found).as_text())
-    except NothingToCompare as error:
-        raise CommandError(str(error), Exit.JOB_NOT_FINISHED) from None
-    return Exit.DONE
-
-
-def _arm(word: str) -> tuple[str, str]:
-    name, separator, runs = word.partition("=")
-    return (name, runs) if separator else (Path(word).name, word)
-
-
-def _run_dir(word: str, storage: Path | None) -> RunDir:
-    """A run by its directory, or by its id."""
-    path = Path(word)
-    parent, job_id = (path.absolute().parent, path.name) if path.is_dir() else (storage or home() / "runs", word)
-    try:
-        run = RunDir(parent.absolute(), checked_id(job_id))
-    except ValueError:
-        raise CommandError(f"{word} is neither a run directory nor the id of a job", Exit.USAGE) from None
-    if not run.root.is_dir():
-        raise CommandError(f"there is no run {job_id} in {parent}; --storage names another place", Exit.JOB_NOT_FOUND)
-    return run
