@@ -16,7 +16,8 @@ Outputs = Mapping[str, Tensor]
 class Batch:
     """N samples.
 
-    `ids` [N] int64 names each sample within the data set for ever. `y` [N] int64 holds the labels. `views` shows the
+    `ids` [N] int64 names each sample within the data set for ever. `y` int64 holds the labels, [N] or, one for each
+    place of a sequence, [N, L]. `views` shows the
     same samples in one or more ways (`x` is the usual one), each [N, ...]. `also` holds other samples beside them.
     """
 
@@ -27,6 +28,32 @@ class Batch:
 
     def __len__(self) -> int:
         return self.ids.shape[0]
+
+    def split(self, parts: int) -> list[Batch]:
+        """As many batches of the same size."""
+        if parts == 1:
+            return [self]
+        cut = {name: view.chunk(parts) for name, view in self.views.items()}
+        beside = {name: batch.split(parts) for name, batch in self.also.items()}
+        pairs = zip(self.ids.chunk(parts), self.y.chunk(parts), strict=True)
+        return [
+            Batch(
+                ids=ids,
+                y=y,
+                views={name: views[at] for name, views in cut.items()},
+                also={name: batches[at] for name, batches in beside.items()},
+            )
+            for at, (ids, y) in enumerate(pairs)
+        ]
+
+    def pin_memory(self) -> Batch:
+        """In page-locked memory, from which a copy to a GPU need not wait."""
+        return Batch(
+            ids=self.ids.pin_memory(),
+            y=self.y.pin_memory(),
+            views={name: view.pin_memory() for name, view in self.views.items()},
+            also={name: batch.pin_memory() for name, batch in self.also.items()},
+        )
 
     def to(self, device: torch.device) -> Batch:
         return Batch(

@@ -46,7 +46,7 @@ def save(directory: Path, checkpoint: Checkpoint, *, keep: int = KEEP) -> Path:
 
     Raises `StorageError` when the disk refuses; those before are then untouched.
     """
-    name = f"{checkpoint.fence:04d}-{checkpoint.step:012d}"
+    name = _name(checkpoint.fence, checkpoint.step)
     final, temporary = directory / name, directory / f".{name}.{os.getpid()}.tmp"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -89,6 +89,11 @@ def load_newest(directory: Path, readable: Callable[[str], bool]) -> Checkpoint 
     return None
 
 
+def load(directory: Path, fence: int, step: int) -> Checkpoint:
+    """One checkpoint and no other; raises `OSError` or `ValueError` when it is missing or damaged."""
+    return _load(directory / _name(fence, step))
+
+
 def readable_in(run: RunDir, fence: int, replica: str) -> Callable[[str], bool]:
     """Which checkpoints attempt `fence` may read: its own, and those that stood when it began.
 
@@ -118,6 +123,10 @@ def unpack_optimizer(
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
+
+
+def _name(fence: int, step: int) -> str:
+    return f"{fence:04d}-{step:012d}"
 
 
 def _load(path: Path) -> Checkpoint:

@@ -16,23 +16,33 @@ from codistill.batch import Batch
 from codistill.phase import Learner, Survey
 from codistill.randomness import unseen
 
-PREDICTIONS = pa.schema(
-    [("sample_id", pa.int64()), ("label", pa.int64()), ("log_probabilities", pa.list_(pa.float32()))],
-    metadata={"schema_version": "1"},
-)
+
+def predictions_schema(classes: int) -> pa.Schema:
+    """Of a predictions file: a row is one prediction, named by (sample_id, position)."""
+    return pa.schema(
+        [
+            pa.field("sample_id", pa.int64()),
+            pa.field("position", pa.int32()),  # the place in a sequence; 0 for what has none
+            pa.field("label", pa.int64()),
+            pa.field("log_probabilities", pa.list_(pa.float32(), classes)),
+        ],
+        metadata={"schema_version": "2"},
+    )
 
 
 def sums(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Of logits [N, classes]: how many samples, how many right, the sum of their negative log-probabilities (nats)."""
+    """Of logits [..., classes] and labels [...]: how many predictions, how many right, the sum of their negative
+    log-probabilities (nats)."""
+    flat = logits.float().reshape(-1, logits.shape[-1])
     return {
-        "count": float(len(labels)),
-        "correct": float((logits.argmax(-1) == labels).sum()),
-        "nats": float(F.cross_entropy(logits.float(), labels, reduction="sum")),
+        "count": float(labels.numel()),
+        "correct": float((flat.argmax(-1) == labels.reshape(-1)).sum()),
+        "nats": float(F.cross_entropy(flat, labels.reshape(-1), reduction="sum")),
     }
 
 
 def report(total: Mapping[str, float]) -> dict[str, float]:
-    """Accuracy (share) and log loss (nats per sample)."""
+    """Accuracy (share) and log loss (nats per prediction)."""
     count = total.get("count", 0.0)
     if count == 0:
         return {"eval/accuracy": math.nan, "eval/log_loss": math.nan}
@@ -50,17 +60,30 @@ def validation_survey(batches: Callable[[], Iterable[Batch]], *, every_steps: in
     return Survey("validation", every_steps, batches, measure, report)
 
 
-def write_predictions(path: Path, module: nn.Module, batches: Iterable[Batch], device: torch.device) -> None:
-    """One row per sample: its id, its label, its log-probabilities. Written whole or not at all."""
-    rows: list[dict[str, object]] = []
-    for batch in batches:
-        with unseen(module):
-            log_probabilities = F.log_softmax(module(batch.to(device).views["x"])["logits"].float(), dim=-1)
-        for sample_id, label, row in zip(
-            batch.ids.tolist(), batch.y.tolist(), log_probabilities.cpu().tolist(), strict=True
-        ):
-            rows.append({"sample_id": sample_id, "label": label, "log_probabilities": row})
+def write_predictions(
+    path: Path, module: nn.Module, batches: Iterable[Batch], device: torch.device, classes: int
+) -> None:
+    """One row per prediction: what it is of, its label, its log-probabilities. Written whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.Table.from_pylist(rows, schema=PREDICTIONS), temporary)
+    schema = predictions_schema(classes)
+    with pq.ParquetWriter(temporary, schema) as writer:
+        for batch in batches:
+            with unseen(module):
+                logits = module(batch.to(device).views["x"])["logits"]
+            writer.write_table(prediction_rows(batch, F.log_softmax(logits.float(), dim=-1).cpu(), schema))
     temporary.rename(path)
+
+
+def prediction_rows(batch: Batch, log_probabilities: Tensor, schema: pa.Schema) -> pa.Table:
+    """From log-probabilities [N, classes] or [N, L, classes] to rows of a predictions file."""
+    places = batch.y.numel() // len(batch)
+    flat = log_probabilities.reshape(-1, log_probabilities.shape[-1]).contiguous()
+    values = pa.array(flat.numpy().reshape(-1))
+    columns = [
+        pa.array(batch.ids.repeat_interleave(places).numpy()),
+        pa.array(torch.arange(places, dtype=torch.int32).repeat(len(batch)).numpy()),
+        pa.array(batch.y.reshape(-1).numpy()),
+        pa.FixedSizeListArray.from_arrays(values, flat.shape[-1]),
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

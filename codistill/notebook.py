@@ -4,61 +4,72 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from codistill.exchange.peers import Counters
+from codistill.exchange.mailbox import Counters
 from codistill.loop import finite
 from codistill.phase import Learner, Survey
+from codistill.ranks import Ranks
 from codistill.records import LEDGER, METRICS, Recorder, compact
 from codistill.telemetry import Telemetry
+from codistill.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
 
 class Notebook:
-    """Keeps the records of a replica in `directory`, and its heartbeat up to date."""
+    """Keeps the records of a replica in `directory`, and its heartbeat up to date.
 
-    def __init__(self, directory: Path, telemetry: Telemetry, *, batch_size: int) -> None:
+    With several ranks, all call the same methods; the first alone writes.
+    """
+
+    def __init__(self, directory: Path, telemetry: Telemetry, throughput: Throughput, ranks: Ranks) -> None:
         beat = telemetry.beat
         self.telemetry = telemetry
-        self.ledger = Recorder(directory / "ledger", LEDGER, fence=beat.fence, incarnation=beat.incarnation)
         self.counters = Counters()
         self.results: dict[str, float] = {}
         """What the newest survey reported."""
-        self._directory, self._batch_size = directory, batch_size
-        self._metrics = Recorder(directory / "metrics", METRICS, fence=beat.fence, incarnation=beat.incarnation)
+        self._directory, self._throughput, self._ranks = directory, throughput, ranks
+
+        def recorder(kind: str, schema: Any) -> Recorder:
+            place = directory / kind if ranks.leads else None
+            return Recorder(place, schema, fence=beat.fence, incarnation=beat.incarnation)
+
+        self.ledger = recorder("ledger", LEDGER)
+        self._metrics = recorder("metrics", METRICS)
         self._last = (0, time.monotonic())
 
     def begin(self, phase: str, step: int) -> None:
         """The phase goes on from `step`; speed is measured from here."""
-        self.telemetry.beat.phase, self.telemetry.beat.step = phase, step
+        beat = self.telemetry.beat
+        beat.phase, beat.step, beat.first_step = phase, step, step
         self._last = (step, time.monotonic())
 
-    def log(self, step: int, stats: Mapping[str, Tensor], teachers: list[dict[str, Any]]) -> None:
+    def log(self, step: int, stats: Mapping[str, Tensor], teachers: Sequence[Mapping[str, Any]]) -> None:
         """Write the statistics of the step that was completed last. Raises `TrainingDiverged`."""
-        numbers = finite(stats, step)
+        numbers = finite(self._ranks.means(stats), step)
         (before, then), now = self._last, time.monotonic()
         self._last = (step, now)
         if step > before:
-            step_s = (now - then) / (step - before)
-            numbers |= {"time/step_s": step_s, "perf/samples_per_s": self._batch_size / step_s}
+            numbers |= self._throughput.rates((now - then) / (step - before))
         beat = self.telemetry.beat
-        beat.teachers = teachers
+        beat.teachers = [dict(teacher) for teacher in teachers]
         beat.bytes_sent, beat.bytes_received = self.counters.bytes_sent, self.counters.bytes_received
         self._record(step, numbers | self.counters.as_metrics())
 
     def survey(self, survey: Survey, step: int, learner: Learner, device: torch.device) -> None:
-        """Make a survey and write what it reports."""
-        total: dict[str, float] = {}
-        for batch in survey.batches():
+        """Make a survey, each rank of its share of the batches, and write what it reports."""
+        mine: dict[str, float] = {}
+        for batch in islice(survey.batches(), self._ranks.rank, None, self._ranks.count):
             for key, value in survey.measure(learner, batch.to(device)).items():
-                total[key] = total.get(key, 0.0) + value
-        self.results = dict(survey.report(total))
+                mine[key] = mine.get(key, 0.0) + value
+        self.results = dict(survey.report(self._ranks.totals(mine)))
         self._record(step, self.results)
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in self.results.items()))
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from codistill.batch import Batch, Outputs
-from codistill.exchange.clock import PublishRule
 from codistill.randomness import Name, generator
 from codistill.schedules import Factor
 from codistill.teachers import TeacherSource
@@ -45,6 +44,8 @@ class Step:
     """Updates completed before this step."""
     batch: Batch
     learner: Learner
+    parts: Mapping[str, nn.Module]
+    """The learner's parts as they are called: wrapped, where several ranks train them."""
     targets: Mapping[str, Sequence[Outputs]]
     """What each teacher source answered, by its name; an empty list means nobody was there."""
     state: State
@@ -52,7 +53,7 @@ class Step:
 
     def show(self, part: str, view: str = "x") -> Outputs:
         """The taps of `part` for a view of the batch."""
-        return self.learner[part](self.batch.views[view])
+        return self.parts[part](self.batch.views[view])
 
     def draw(self, name: Name) -> torch.Generator:
         """This step's random stream of that name, the same whenever the step is repeated."""
@@ -85,6 +86,8 @@ class Group:
     schedule: Factor
     """Factor of the optimizer's learning rate at each step."""
     clip_norm: float | None = None
+    decay_schedule: Factor = lambda step: 1.0
+    """Factor of the optimizer's weight decay at each step."""
 
     def parameters(self, learner: Learner) -> dict[str, nn.Parameter]:
         """The parameters selected, by name; raises `ValueError` when a glob matches none."""
@@ -129,8 +132,8 @@ class Phase:
     groups: Mapping[str, Group]
     teachers: Sequence[TeacherSource] = ()
     surveys: Sequence[Survey] = ()
-    publish: PublishRule | None = None
     export: Callable[[Learner], nn.Module] = lambda learner: learner["net"]
     """What is evaluated and served; holds no parameter that only training needs."""
     state: Callable[[], State] = dict
-    adapt: Callable[[State, Mapping[str, Tensor]], State] = lambda state, stats: state
+    adapt: Callable[[State, Mapping[str, Tensor]], State] | None = None
+    """From the state and the statistics of a step, means over all ranks, to the next state."""

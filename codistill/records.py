@@ -55,14 +55,14 @@ snapshot is new. `lag_steps` is null where the peer's step was not known.
 
 
 class Recorder:
-    """Gathers rows and writes them out as parts.
+    """Gathers rows and writes them out as parts; without a directory, drops them.
 
     Not for several threads but one writer; `flush` may come from anywhere. Raises `StorageError` when the disk refuses.
     """
 
     def __init__(
         self,
-        directory: Path,
+        directory: Path | None,
         schema: pa.Schema,
         *,
         fence: int,
@@ -76,9 +76,12 @@ class Recorder:
         self._next_part = 0
         self._last_flush = time.monotonic()
         self._lock = threading.Lock()
-        directory.mkdir(parents=True, exist_ok=True)
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
 
     def add(self, step: int, **values: Any) -> None:
+        if self._directory is None:
+            return
         row = {"step": step, "fence": self._fence, "incarnation": self._incarnation, **values}
         with self._lock:
             self._rows.append(row)
@@ -96,7 +99,7 @@ class Recorder:
         with self._lock:
             rows, self._rows = self._rows, []
             self._last_flush = time.monotonic()
-            if not rows:
+            if not rows or self._directory is None:
                 return
             name = f"part-{self._incarnation:04d}-{self._next_part:06d}.arrow"
             self._next_part += 1

@@ -6,26 +6,29 @@ list of outputs; an empty list means that nobody is there and the term is off.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import nn
 
 from codistill.batch import Batch, Outputs
-from codistill.exchange.peers import Held, Mailbox
-from codistill.exchange.weights import hold
-from codistill.randomness import unseen
+from codistill.exchange.clock import PublishRule
+from codistill.exchange.mailbox import Mailbox
+from codistill.peers import PeerTeachers
 
 
 @dataclass(frozen=True)
 class Opening:
     """What a source may use when it opens."""
 
+    learner: nn.ModuleDict
+    """The replica's own parts, as they are trained."""
     build_part: Callable[[str], nn.Module]
     """A fresh module of the learner's part of that name, on the replica's device."""
-    mailbox: Mailbox | None
-    """The replica's end of the exchange; None for a method that publishes nothing."""
+    open_mailbox: Callable[[nn.Module, PublishRule], Mailbox]
+    """The replica's end of the exchange, for the module it shows and expects of its peers."""
+    start_together_s: float = 0.0
 
 
 class TeacherSource(Protocol):
@@ -38,7 +41,11 @@ class TeacherSource(Protocol):
 
 
 class Teacher(Protocol):
-    """An open source."""
+    """An open source. All ranks of a replica call everything at the same steps."""
+
+    def begin(self, step: int) -> None:
+        """Training is about to go on from `step` completed updates."""
+        ...
 
     def before_step(self, step: int) -> None:
         """Take up what is new. All ranks of a replica take up the same at the same step."""
@@ -48,8 +55,16 @@ class Teacher(Protocol):
         """What each teacher present says of the batch, without gradient, leaving no trace in the student."""
         ...
 
-    def report(self) -> list[dict[str, Any]]:
+    def after_step(self, step: int) -> None:
+        """Step `step` has been completed."""
+        ...
+
+    def report(self) -> Sequence[Mapping[str, Any]]:
         """Who is heard now, and how old they are, for the heartbeat."""
+        ...
+
+    def close(self, finished_at: int | None = None) -> None:
+        """Nothing more will be asked; `finished_at` steps when the phase has come to its end."""
         ...
 
 
@@ -57,40 +72,17 @@ class Teacher(Protocol):
 class Peers:
     """Stale copies of other replicas, evaluated here on this replica's own batches (Anil et al. 2018)."""
 
+    publish: PublishRule
     name: str = "peers"
     part: str = "net"
     view: str = "x"
 
-    def open(self, opening: Opening) -> Teacher:
-        if opening.mailbox is None:
-            raise ValueError(f"teacher '{self.name}' learns from peers, but the phase has no publish rule")
-        return PeerTeachers(self, opening.mailbox, opening.build_part)
-
-
-class PeerTeachers:
-    """One module per peer heard so far, its parameters mapped onto the newest snapshot of that peer."""
-
-    def __init__(self, source: Peers, mailbox: Mailbox, build_part: Callable[[str], nn.Module]) -> None:
-        self._source, self._mailbox, self._build_part = source, mailbox, build_part
-        self._modules: dict[int, nn.Module] = {}
-        self._heard: list[Held] = []
-
-    def before_step(self, step: int) -> None:
-        self._heard = self._mailbox.read(step)
-        for held in self._heard:
-            peer = held.header.id.replica
-            if peer not in self._modules:
-                self._modules[peer] = self._build_part(self._source.part).eval().requires_grad_(False)
-            if held.is_new:
-                hold(self._modules[peer], held.arrays)
-
-    def outputs(self, batch: Batch) -> Sequence[Outputs]:
-        answers: list[Outputs] = []
-        for held in self._heard:
-            module = self._modules[held.header.id.replica]
-            with unseen(module):
-                answers.append(module(batch.views[self._source.view]))
-        return answers
-
-    def report(self) -> list[dict[str, Any]]:
-        return [held.as_json() for held in self._heard]
+    def open(self, opening: Opening) -> PeerTeachers:
+        shown = opening.learner[self.part]
+        return PeerTeachers(
+            opening.open_mailbox(shown, self.publish),
+            shown,
+            lambda: opening.build_part(self.part),
+            lambda module, batch: module(batch.views[self.view]),
+            start_together_s=opening.start_together_s,
+        )

@@ -27,6 +27,8 @@ class Beat:
     incarnation: int
     steps: int
     step: int = 0
+    first_step: int = 0
+    """Updates completed when this incarnation began to train."""
     state: str = "starting"
     phase: str = ""
     loss: float | None = None
@@ -44,13 +46,13 @@ class Beat:
 
 class Telemetry:
     """Writes `beat` every half second from a thread of its own, and looks whether the attempt is to stop,
-    because somebody asked for it or because a newer one has begun."""
+    because somebody asked for it or because a newer one has begun. Of several ranks, the first alone writes `beat`."""
 
-    def __init__(self, run: RunDir, beat: Beat) -> None:
-        self._run, self.beat = run, beat
+    def __init__(self, run: RunDir, beat: Beat, *, rank: int = 0) -> None:
+        self._run, self.beat, self._rank = run, beat, rank
         self._stop = threading.Event()
         self._closing = threading.Event()
-        self._handler = _log_to(run, beat)
+        self._handler = _log_to(run, beat, rank)
         self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
         self._write()
         self._thread.start()
@@ -88,6 +90,8 @@ class Telemetry:
             self._write()
 
     def _write(self) -> None:
+        if self._rank > 0:
+            return
         self.beat.time = time.time()
         try:
             write_json(self._run.heartbeat(self.beat.fence, self.beat.replica), asdict(self.beat), durable=False)
@@ -95,10 +99,10 @@ class Telemetry:
             log.warning("no heartbeat: %s", error)
 
 
-def _log_to(run: RunDir, beat: Beat) -> logging.Handler:
+def _log_to(run: RunDir, beat: Beat, rank: int) -> logging.Handler:
     directory = run.logs(beat.fence, beat.replica)
     directory.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(directory / f"{beat.incarnation:04d}.log")
+    handler = logging.FileHandler(directory / f"{beat.incarnation:04d}{f'-rank-{rank}' if rank else ''}.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logger = logging.getLogger("codistill")
     logger.addHandler(handler)

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PublishRule:
-    """Which part of the learner peers are shown, and before which steps.
+    """Before which steps a replica shows itself to its peers.
 
     With burn-in 3 and interval 2, versions 3, 4, 6, 8 are published, and in lockstep steps 3..8 learn from versions
     3, 4, 4, 6, 6, 8.
     """
 
-    part: str
     burn_in_steps: int
     interval_steps: int
 

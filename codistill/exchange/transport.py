@@ -179,8 +179,9 @@ class FilesTransport:
             raise SnapshotUnavailable(f"{header.id}: {error}") from error
 
     def close(self) -> None:
-        for path in self._directory.glob(".staged-*"):
-            path.unlink(missing_ok=True)
+        if self._staged:  # of several ranks, only the one that publishes has anything to clear away
+            for path in self._directory.glob(".staged-*"):
+                path.unlink(missing_ok=True)
 
     def _step(self, replica: int) -> int | None:
         try:

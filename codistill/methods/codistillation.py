@@ -51,8 +51,7 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
             batches=lambda artifacts: batches_of(spec, recipe, replica),
             updates=[Update(loss, trains=("net",))],
             groups=one_group(spec.training),
-            teachers=[Peers(part="net")],
+            teachers=[Peers(PublishRule(spec.burn_in_steps, spec.exchange.interval_steps))],
             surveys=surveys(spec, recipe),
-            publish=PublishRule("net", spec.burn_in_steps, spec.exchange.interval_steps),
         )
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 from torch import nn
@@ -30,16 +30,24 @@ def batches_of(spec: JobSpec, recipe: Recipe, replica: Replica) -> Callable[[int
 
 def one_group(training: Training) -> dict[str, Group]:
     """All of `net` under the optimizer of the spec."""
-    schedule = open_schedule(training.schedule, training.steps)
-    return {"net": Group(("net.*",), lambda ps: open_optimizer(training, ps), schedule, training.clip_norm)}
+    return {
+        "net": Group(
+            select=("net.*",),
+            optimizer=lambda parameters: open_optimizer(training, parameters),
+            schedule=open_schedule(training.schedule, training.steps),
+            clip_norm=training.clip_norm,
+            decay_schedule=open_schedule(training.weight_decay_schedule, training.steps),
+        )
+    }
 
 
 def open_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer that the spec describes."""
+    groups = _decayed_and_not(parameters) if not training.decay_vectors else [{"params": parameters}]
     match training.optimizer:
         case Sgd() as sgd:
             return torch.optim.SGD(
-                parameters,
+                groups,
                 lr=sgd.learning_rate,
                 momentum=sgd.momentum,
                 nesterov=sgd.nesterov,
@@ -47,13 +55,19 @@ def open_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.
             )
         case AdamW() as adamw:
             return torch.optim.AdamW(
-                parameters,
+                groups,
                 lr=adamw.learning_rate,
                 betas=(adamw.beta1, adamw.beta2),
                 weight_decay=adamw.weight_decay,
             )
         case _:
             assert_never(training.optimizer)
+
+
+def _decayed_and_not(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
+    return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def surveys(spec: JobSpec, recipe: Recipe) -> tuple[Survey, ...]:

@@ -13,12 +13,12 @@ from torch.testing import assert_close
 
 from codistill import records
 from codistill.data.loader import training_batches
+from codistill.peers import PeerTeachers
 from codistill.phase import Replica
 from codistill.randomness import seed_everything
 from codistill.recipes import open_recipe
 from codistill.run_dir import RunDir
 from codistill.spec import JobSpec, replica_name
-from codistill.teachers import PeerTeachers
 from tests.support import final_weights, fingerprint, new_run, run_in_turns, small_spec
 
 

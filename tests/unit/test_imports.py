@@ -11,7 +11,7 @@ NO_TORCH = [
     "codistill", "codistill.spec", "codistill.spec_errors", "codistill.run_dir", "codistill.records",
     "codistill.capacity", "codistill.compare", "codistill.outcome", "codistill.progress", "codistill.local",
 ]  # fmt: skip
-LIBRARY = ["codistill.replica", "codistill.methods", "codistill.exchange.peers"]
+LIBRARY = ["codistill.replica", "codistill.methods", "codistill.exchange.mailbox"]
 SERVICE = ["jobs.cli", "jobs.api", "jobs.store", "jobs.manager", "jobs.client"]
 
 

@@ -10,12 +10,15 @@ import torch
 from torch import nn
 
 from codistill.batch import Batch
-from codistill.exchange.peers import StopRequested
-from codistill.loop import PhaseInProgress, Surroundings, TrainingDiverged, finite, train_phase
+from codistill.exchange.mailbox import StopRequested
+from codistill.loop import Surroundings, TrainingDiverged, finite, train_phase
+from codistill.numerics import Numerics
+from codistill.peers import PeerTeachers
 from codistill.phase import Artifacts, Group, Learner, Loss, Phase, Step, Update
+from codistill.ranks import ALONE
 from codistill.schedules import open_schedule
 from codistill.spec import Constant, Cosine, Linear, Milestones
-from codistill.teachers import PeerTeachers
+from codistill.work import PhaseInProgress
 from tests.support import fingerprint, new_run, run_in_turns, small_spec
 
 
@@ -36,12 +39,13 @@ def phase(learner: Learner, groups: dict[str, Group], updates: list[Update], ste
 
 
 def around(should_stop: bool = False) -> Surroundings:
-    return Surroundings(torch.device("cpu"), (0,), None, lambda: should_stop, lambda s: None, lambda s, stats: None)
+    numerics = Numerics(torch.device("cpu"))
+    return Surroundings(numerics, ALONE, (0,), lambda: should_stop, lambda s: None, lambda s, stats: None)
 
 
 def train(what: Phase) -> PhaseInProgress:
     work = PhaseInProgress.begin(what, what.learner(Artifacts()))
-    for _ in train_phase(what, work, what.batches(Artifacts()), {}, around()):
+    for _ in train_phase(what, work, map(what.batches(Artifacts()), itertools.count()), {}, around()):
         pass
     return work
 
@@ -132,8 +136,10 @@ def test_a_loss_that_is_no_number_ends_training_with_advice() -> None:
 def test_a_stop_comes_between_steps() -> None:
     what = phase(two_parts(), {"net": group("net.*")}, [show_sum("net")])
     work = PhaseInProgress.begin(what, what.learner(Artifacts()))
+    turns = train_phase(what, work, map(batch, itertools.count()), {}, around(should_stop=True))
+    assert next(turns) == 0
     with pytest.raises(StopRequested):
-        next(train_phase(what, work, batch, {}, around(should_stop=True)))
+        next(turns)
     assert work.step == 0
 
 

@@ -16,12 +16,12 @@ from torch import nn
 
 from codistill.exchange.clock import PublishRule, snapshots_to_keep
 from codistill.exchange.gate import Gate, Verdict
-from codistill.exchange.peers import Counters, Mailbox, MailboxSettings, PeerTimeout, SnapshotRefused
+from codistill.exchange.mailbox import Counters, Mailbox, MailboxSettings, PeerTimeout, SnapshotRefused
 from codistill.exchange.snapshot import SnapshotId, digest_of, header_of, norm_of, schema_of
 from codistill.exchange.transport import Hub, MemoryTransport, SnapshotUnavailable
 from codistill.records import LEDGER, Recorder, _read_directory  # pyright: ignore[reportPrivateUsage]
 
-RULE = PublishRule("net", burn_in_steps=0, interval_steps=1)
+RULE = PublishRule(burn_in_steps=0, interval_steps=1)
 
 
 def mailbox(
@@ -178,7 +178,7 @@ def test_lockstep_says_who_did_not_come(tmp_path: Path) -> None:
 
 @given(step=st.integers(0, 400), burn_in=st.integers(0, 100), interval=st.integers(1, 40))
 def test_the_clock_agrees_with_itself(step: int, burn_in: int, interval: int) -> None:
-    rule = PublishRule("net", burn_in, interval)
+    rule = PublishRule(burn_in, interval)
     published = [s for s in range(step + 1) if rule.due(s)]
     assert rule.newest_due(step) == (published[-1] if published else None)
 

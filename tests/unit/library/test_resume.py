@@ -101,7 +101,9 @@ def test_every_step_is_a_good_place_to_stop(tmp_path: Path, undisturbed: list[st
     ended = run_in_turns(run, hub=hub, fence=2)
     assert [entry["outcome"] for entry in ended.values()] == ["succeeded"] * 2
     snapshot = sum(p.numel() * p.element_size() for p in final_weights(run, 0).values())
-    assert [entry["bytes_sent"] for entry in ended.values()] == [3 * snapshot] * 2, "counted over both attempts"
+    # Versions 3, 6 and 9, counted over both attempts; one that was out when the stop came is sent again.
+    sent = 3 + (step == 6)
+    assert [entry["bytes_sent"] for entry in ended.values()] == [sent * snapshot] * 2
     assert [fingerprint(final_weights(run, index)) for index in range(2)] == undisturbed
 
 

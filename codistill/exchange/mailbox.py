@@ -10,17 +10,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import nn
 
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.gate import Gate, Verdict
-from codistill.exchange.snapshot import Arrays, Header, SnapshotId, header_of, schema_of
+from codistill.exchange.shelf import HELD_BY_RANKS, Held, Shelf, held_by_all
+from codistill.exchange.snapshot import Header, SnapshotId, header_of, schema_of
 from codistill.exchange.transport import PeerReport, SnapshotUnavailable, Staged, Transport
 from codistill.exchange.weights import published
+from codistill.ranks import ALONE, Ranks
 from codistill.records import Recorder
 from codistill.spec import replica_name
 
@@ -39,31 +41,6 @@ class SnapshotRefused(RuntimeError):
 
 class PeerTimeout(RuntimeError):
     """In lockstep, a peer's exact version did not come in time."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """A snapshot that teaches in this step."""
-
-    header: Header
-    arrays: Arrays
-    lag_steps: int | None
-    """The peer's current step less the version; None while the peer's step is unknown."""
-    offset_steps: int
-    """Own step less the version; negative when the peer runs ahead."""
-    is_new: bool
-    """Whether this is the first step with it."""
-
-    def as_json(self) -> dict[str, Any]:
-        who = self.header.id
-        return {
-            "teacher": replica_name(who.replica),
-            "fence": who.fence,
-            "incarnation": who.incarnation,
-            "version": who.version,
-            "lag_steps": self.lag_steps,
-            "offset_steps": self.offset_steps,
-        }
 
 
 @dataclass
@@ -97,18 +74,12 @@ class MailboxSettings:
     timeout_s: float = 120.0
 
 
-@dataclass
-class _Shelf:
-    """What is known of one peer."""
-
-    gate: Gate
-    held: tuple[Header, Arrays] | None = None
-    shown: SnapshotId | None = None
-    refused: set[SnapshotId] = field(default_factory=set[SnapshotId])
-
-
 class Mailbox:
-    """See the module. Not shared between threads but for its own helper."""
+    """See the module. Not shared between threads but for its own helper.
+
+    With several `ranks`, each has a mailbox and fetches for itself; only the first publishes and writes the ledger.
+    What teaches in a step is agreed: the newest snapshot that all ranks hold.
+    """
 
     def __init__(
         self,
@@ -118,13 +89,15 @@ class Mailbox:
         module: nn.Module,
         counters: Counters,
         *,
+        ranks: Ranks = ALONE,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._transport, self._settings, self._ledger = transport, settings, ledger
-        self._should_stop = should_stop
+        self._ranks, self._should_stop = ranks, should_stop
         schema = schema_of(published(module))
         self._own_gate = Gate(schema)
-        self._shelves = {peer: _Shelf(Gate(schema)) for peer in settings.teachers}
+        size = 1 if ranks.count == 1 else HELD_BY_RANKS
+        self._shelves = {peer: Shelf(Gate(schema), size) for peer in settings.teachers}
         self._reports: Mapping[int, PeerReport] = {}
         self._staged: tuple[SnapshotId, Staged] | None = None
         self._step = 0
@@ -148,46 +121,56 @@ class Mailbox:
         if self._helper is None:
             return  # replicas that wait for exact versions, or take turns, are together anyway
         give_up = time.monotonic() + limit_s
-        while missing := [peer for peer in self._shelves if self._step_of(peer) is None]:
-            if self._should_stop():
-                raise StopRequested
+        stopped = False
+        while not stopped and (missing := [peer for peer in self._shelves if self._known_step(peer) is None]):
             if time.monotonic() > give_up:
                 names = ", ".join(map(replica_name, missing))
                 log.warning("%s did not show up within %g s; starting without", names, limit_s)
-                return
+                break
             time.sleep(0.02)
+            stopped = self._should_stop()
+        if self._ranks.any(stopped):
+            raise StopRequested
 
-    def publish(self, step: int, module: nn.Module, *, now: bool = False) -> None:
-        """Before step `step`: say how far this replica is, and publish version `step` if it is due (or `now`)."""
+    def publish(self, step: int, module: nn.Module) -> None:
+        """Before step `step`: say how far this replica is, and publish version `step` if it is due."""
         self._step = step
         if self._failure is not None:
             raise self._failure
-        if now or self._settings.rule.due(step):
-            me = self._settings.me
-            snapshot = SnapshotId(me.replica, me.fence, me.incarnation, step)
-            staged = self._transport.stage(published(module))
-            with self._lock:
-                self.counters.skipped += self._staged is not None
-                self._staged = (snapshot, staged)
+        if self._settings.rule.due(step):
+            self._stage(step, module)
         if self._helper is None:
             self._turn()
+
+    def publish_last(self, step: int, module: nn.Module) -> None:
+        """After the last step: in async mode nobody waits for it, but those still training learn from the finished
+        model from now on."""
+        if self._settings.mode == "async" and not self._settings.rule.due(step):
+            self._stage(step, module)
 
     def read(self, step: int) -> list[Held]:
         """Who teaches in step `step`: ascending by replica, without those that have not been heard or are too old.
 
-        Writes the ledger. In lockstep raises `PeerTimeout` when a version does not come in time.
+        All ranks get the same. Writes the ledger. In lockstep raises `PeerTimeout` when a version does not come in
+        time, and `StopRequested` when asked to stop meanwhile.
         """
         version = self._settings.rule.newest_due(step)
-        if version is None:
+        if version is None or not self._shelves:
             return []
         if self._helper is None:
             self._reports = self._transport.poll(step)
+        stopped = False
         if self._settings.mode == "lockstep":
-            self._wait_for(version)
+            stopped = not self._wait_for(version)
         elif self._helper is None:
             self._take_newest()
         with self._lock:
-            heard = [self._show(peer, shelf, step) for peer, shelf in self._shelves.items()]
+            agreed = self._agree(stopped)
+            heard = [
+                self._show(peer, self._shelves[peer], step, chosen, peer_step)
+                for peer, (chosen, peer_step) in agreed.items()
+                if chosen is not None
+            ]
         return [held for held in heard if held is not None]
 
     def close(self) -> None:
@@ -197,6 +180,36 @@ class Mailbox:
             self._helper.join(timeout=30)
         self._turn_announce()
         self._transport.close()
+
+    def _stage(self, step: int, module: nn.Module) -> None:
+        self._ranks.average_buffers([module])
+        if not self._ranks.leads:
+            return
+        snapshot = replace(self._settings.me, version=step)
+        staged = self._transport.stage(published(module))
+        with self._lock:
+            self.counters.skipped += self._staged is not None
+            self._staged = (snapshot, staged)
+
+    def _agree(self, stopped: bool) -> dict[int, tuple[SnapshotId | None, int | None]]:
+        """Of each peer: the snapshot that teaches now, and the peer's step as far as any rank has heard of it."""
+        if self._ranks.count == 1:
+            if stopped:
+                raise StopRequested
+            return {peer: (shelf.newest, self._known_step(peer)) for peer, shelf in self._shelves.items()}
+        words = [_words(shelf.ids(), self._known_step(peer)) for peer, shelf in self._shelves.items()]
+        gathered = self._ranks.gather([int(stopped), *(word for peer in words for word in peer)])
+        if any(numbers[0] for numbers in gathered):
+            raise StopRequested
+        agreed: dict[int, tuple[SnapshotId | None, int | None]] = {}
+        for position, (peer, shelf) in enumerate(self._shelves.items()):
+            said = [_unpacked(peer, numbers[1 + position * WORDS :][:WORDS]) for numbers in gathered]
+            shelf.wanted = max(said[0][0], default=None)
+            # In lockstep each waited for the same version, perhaps from different incarnations, which are equal.
+            waited = shelf.newest if all(ids for ids, _ in said) else None
+            chosen = waited if self._settings.mode == "lockstep" else held_by_all([ids for ids, _ in said])
+            agreed[peer] = (chosen, max((s for _, s in said if s is not None), default=None))
+        return agreed
 
     # ---- what the helper does; or `publish` and `read`, when there is none
 
@@ -237,32 +250,41 @@ class Mailbox:
         for peer, shelf in self._shelves.items():
             report = self._reports.get(peer)
             candidates = [] if report is None else [h for h in report.announced if h.id not in shelf.refused]
+            if not self._ranks.leads:  # what the first rank has, so that all have the same
+                candidates = [header for header in candidates if header.id == shelf.wanted]
             newest = max(candidates, key=lambda header: header.id, default=None)
-            if newest is not None and (shelf.held is None or newest.id > shelf.held[0].id):
+            if newest is not None and (shelf.newest is None or newest.id > shelf.newest):
                 self._take(peer, shelf, newest)
 
-    def _wait_for(self, version: int) -> None:
+    def _wait_for(self, version: int) -> bool:
+        """Wait for this version of every peer; whether it came, rather than a request to stop."""
         deadline = time.monotonic() + self._settings.timeout_s
         waiting = set(self._shelves)
         while waiting:
-            for peer in sorted(waiting):
-                shelf, report = self._shelves[peer], self._reports.get(peer)
-                if shelf.held is not None and shelf.held[0].id.version == version:
-                    waiting.discard(peer)
-                    continue
-                exact = [] if report is None else [h for h in report.announced if h.id.version == version]
-                newest = max(exact, key=lambda header: header.id, default=None)
-                if newest is not None and newest.id not in shelf.refused:
-                    self._take(peer, shelf, newest)
-                elif newest is not None:  # refused: nobody teaches in its place
-                    shelf.held = None
-                    waiting.discard(peer)
+            waiting = {peer for peer in waiting if not self._has(peer, self._shelves[peer], version)}
             if waiting:
+                if self._should_stop():
+                    return False
                 self._pause_in_lockstep(version, waiting, deadline)
+        return True
+
+    def _has(self, peer: int, shelf: Shelf, version: int) -> bool:
+        """Take this version if it is there; whether nothing more is to be waited for."""
+        if shelf.newest is not None and shelf.newest.version == version:
+            return True
+        report = self._reports.get(peer)
+        exact = [] if report is None else [h for h in report.announced if h.id.version == version]
+        newest = max(exact, key=lambda header: header.id, default=None)
+        if newest is None:
+            return False
+        if newest.id in shelf.refused:  # nobody teaches in its place
+            shelf.held.clear()
+            return True
+        shelf.held.clear()
+        self._take(peer, shelf, newest)
+        return shelf.newest == newest.id or newest.id in shelf.refused
 
     def _pause_in_lockstep(self, version: int, waiting: set[int], deadline: float) -> None:
-        if self._should_stop():
-            raise StopRequested
         if time.monotonic() > deadline:
             names = ", ".join(replica_name(peer) for peer in sorted(waiting))
             raise PeerTimeout(
@@ -272,7 +294,7 @@ class Mailbox:
         time.sleep(0.005)
         self._reports = self._transport.poll(self._step)
 
-    def _take(self, peer: int, shelf: _Shelf, header: Header) -> None:
+    def _take(self, peer: int, shelf: Shelf, header: Header) -> None:
         try:
             arrays = self._transport.fetch(header)
         except SnapshotUnavailable as reason:
@@ -282,18 +304,15 @@ class Mailbox:
         verdict = shelf.gate.judge(header, arrays)
         if verdict is Verdict.ACCEPTED:
             with self._lock:
-                shelf.held = (header, arrays)
+                shelf.put(header, arrays)
             return
         self.counters.rejected += 1
         shelf.refused.add(header.id)
         log.warning("version %d of %s is refused: %s", header.id.version, replica_name(peer), verdict)
         self._write_ledger(self._step, header, None, 0, verdict)
 
-    def _show(self, peer: int, shelf: _Shelf, step: int) -> Held | None:
-        if shelf.held is None:
-            return None
-        header, arrays = shelf.held
-        peer_step = self._step_of(peer)
+    def _show(self, peer: int, shelf: Shelf, step: int, chosen: SnapshotId, peer_step: int | None) -> Held | None:
+        header, arrays = shelf.use(chosen)
         # What it published it has surely completed, even if its own word on that is still under way.
         lag = None if peer_step is None else max(peer_step - header.id.version, 0)
         limit = self._settings.max_lag_steps
@@ -307,7 +326,7 @@ class Mailbox:
         self._write_ledger(step, header, lag, received, Verdict.ACCEPTED)
         return Held(header, arrays, lag, step - header.id.version, is_new)
 
-    def _step_of(self, peer: int) -> int | None:
+    def _known_step(self, peer: int) -> int | None:
         report = self._reports.get(peer)
         return None if report is None else report.step
 
@@ -324,3 +343,18 @@ class Mailbox:
             bytes_received=received,
             verdict=str(verdict),
         )
+
+
+WORDS = 3 * HELD_BY_RANKS + 1
+"""Integers in which a rank tells the others what it holds of one peer."""
+
+
+def _words(held: Sequence[SnapshotId], peer_step: int | None) -> list[int]:
+    numbers = [number for who in held for number in (who.fence, who.incarnation, who.version)]
+    return [-1 if peer_step is None else peer_step, *numbers, *[-1] * (WORDS - 1 - len(numbers))]
+
+
+def _unpacked(peer: int, words: Sequence[int]) -> tuple[list[SnapshotId], int | None]:
+    triples = [words[at : at + 3] for at in range(1, WORDS, 3)]
+    held = [SnapshotId(peer, *triple) for triple in triples if triple[0] >= 0]
+    return held, None if words[0] < 0 else words[0]

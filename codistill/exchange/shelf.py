@@ -1,0 +1,77 @@
+"""What a replica holds of one peer, and which of it all its ranks hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from codistill.exchange.gate import Gate
+from codistill.exchange.snapshot import Arrays, Header, SnapshotId
+from codistill.spec import replica_name
+
+HELD_BY_RANKS = 4
+"""Snapshots of a peer that each of several ranks holds: the one in use, and newer ones that not all have yet."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A snapshot that teaches in this step."""
+
+    header: Header
+    arrays: Arrays
+    lag_steps: int | None
+    """The peer's current step less the version; None while the peer's step is unknown."""
+    offset_steps: int
+    """Own step less the version; negative when the peer runs ahead."""
+    is_new: bool
+    """Whether this is the first step with it."""
+
+    def as_json(self) -> dict[str, Any]:
+        who = self.header.id
+        return {
+            "teacher": replica_name(who.replica),
+            "fence": who.fence,
+            "incarnation": who.incarnation,
+            "version": who.version,
+            "lag_steps": self.lag_steps,
+            "offset_steps": self.offset_steps,
+        }
+
+
+@dataclass
+class Shelf:
+    """The snapshots of one peer that have passed the gate, oldest first."""
+
+    gate: Gate
+    size: int = 1
+    held: list[tuple[Header, Arrays]] = field(default_factory=list[tuple[Header, Arrays]])
+    shown: SnapshotId | None = None
+    """The one in use."""
+    refused: set[SnapshotId] = field(default_factory=set[SnapshotId])
+    wanted: SnapshotId | None = None
+    """On ranks other than the first: what the first holds and this one should fetch."""
+
+    @property
+    def newest(self) -> SnapshotId | None:
+        return self.held[-1][0].id if self.held else None
+
+    def ids(self) -> list[SnapshotId]:
+        return [header.id for header, _ in self.held]
+
+    def put(self, header: Header, arrays: Arrays) -> None:
+        """Hold one more. What is too many goes, oldest first, but not the one in use while there is another."""
+        self.held = sorted([*self.held, (header, arrays)], key=lambda entry: entry[0].id)
+        while len(self.held) > self.size:
+            oldest = 1 if self.size > 1 and self.held[0][0].id == self.shown else 0
+            del self.held[oldest]
+
+    def use(self, chosen: SnapshotId) -> tuple[Header, Arrays]:
+        """Let go of what is older than `chosen`, and return it."""
+        self.held = [entry for entry in self.held if entry[0].id >= chosen]
+        return self.held[0]
+
+
+def held_by_all(by_rank: Sequence[Iterable[SnapshotId]]) -> SnapshotId | None:
+    """The newest snapshot that every rank holds: what all of them can change to in the same step."""
+    return max(set[SnapshotId].intersection(*(set(held) for held in by_rank)), default=None)

@@ -1,0 +1,116 @@
+"""A replica's peers, for any training loop: hear them, learn from them, show oneself.
+
+`train_replica` uses this, and so can a loop of one's own, in three lines (see `codistill.own_loop.join`):
+
+    peers = codistill.join(model, ...)
+    for step, batch in enumerate(batches):
+        loss = criterion(logits, labels) + peers.loss(batch, logits, step)
+        ...
+        peers.after_step(step)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from codistill import combine, losses
+from codistill.batch import Outputs
+from codistill.exchange.mailbox import Mailbox
+from codistill.exchange.shelf import Held
+from codistill.exchange.weights import hold
+from codistill.randomness import unseen
+
+Forward = Callable[[nn.Module, Any], Outputs]
+"""Shows a model a batch and returns its taps, `logits` [..., classes] among them."""
+
+
+@dataclass(frozen=True)
+class Pull:
+    """How strongly `loss` pulls towards the peers."""
+
+    weight: float = 1.0
+    temperature: float = 1.0
+
+
+class PeerTeachers:
+    """One module per peer heard so far, its parameters mapped onto the newest snapshot of that peer.
+
+    With several ranks, all call every method, at the same steps.
+    """
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        model: nn.Module,
+        build: Callable[[], nn.Module],
+        forward: Forward,
+        *,
+        start_together_s: float = 0.0,
+        pull: Pull = Pull(),
+    ) -> None:
+        self._mailbox, self._model, self._build, self._forward = mailbox, model, build, forward
+        self._start_together_s, self._pull = start_together_s, pull
+        self._modules: dict[int, nn.Module] = {}
+        self._heard: list[Held] = []
+        self._heard_at: int | None = None
+
+    def begin(self, step: int) -> None:
+        """Before this process's first step, `step` updates being done: publish if it is time, and at the very start of
+        training wait for the peers to be there. Raises `StopRequested` when asked to stop meanwhile."""
+        self._mailbox.publish(step, self._model)
+        if step == 0:
+            self._mailbox.await_peers(self._start_together_s)
+
+    def before_step(self, step: int) -> None:
+        """Take up what is new, for step `step`."""
+        self._heard, self._heard_at = self._mailbox.read(step), step
+        for held in self._heard:
+            peer = held.header.id.replica
+            if peer not in self._modules:
+                self._modules[peer] = self._build().eval().requires_grad_(False)
+            if held.is_new:
+                hold(self._modules[peer], held.arrays)
+
+    def outputs(self, batch: Any) -> Sequence[Outputs]:
+        """What each peer present says of the batch, without gradient; empty when nobody is there."""
+        answers: list[Outputs] = []
+        for held in self._heard:
+            module = self._modules[held.header.id.replica]
+            with unseen(module):
+                answers.append(self._forward(module, batch))
+        return answers
+
+    def loss(self, batch: Any, logits: Tensor, step: int) -> Tensor:
+        """The term to add to the loss of step `step`: a scalar, 0 while no peer is heard.
+
+        weight * T^2 * CE(mean of the peers' distributions at T, softmax(logits / T)), as in Anil et al. 2018. With
+        gradient accumulation, call it for each micro-batch.
+        """
+        if step != self._heard_at:
+            self.before_step(step)
+        said = self.outputs(batch)
+        if not said:
+            return logits.new_zeros(())
+        temperature = self._pull.temperature
+        target = combine.mean_probabilities([peer["logits"] for peer in said], temperature=temperature)
+        return self._pull.weight * losses.soft_cross_entropy(target, logits, temperature=temperature)
+
+    def after_step(self, step: int) -> None:
+        """Step `step` is done: publish the weights it led to if it is time."""
+        self._mailbox.publish(step + 1, self._model)
+
+    def report(self) -> list[Mapping[str, Any]]:
+        """Who is heard now, and how old they are."""
+        return [held.as_json() for held in self._heard]
+
+    def close(self, finished_at: int | None = None) -> None:
+        """Leave the exchange; with `finished_at` steps done, leave the finished model to those still training."""
+        try:
+            if finished_at is not None:
+                self._mailbox.publish_last(finished_at, self._model)
+        finally:
+            self._mailbox.close()

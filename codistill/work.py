@@ -1,0 +1,105 @@
+"""Everything that changes while a phase is trained; hence everything that a checkpoint of it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from codistill.checkpoint import pack_optimizer, unpack_optimizer
+from codistill.phase import Group, Learner, Phase, State
+
+
+@dataclass
+class OpenGroup:
+    """A group with its parameters and its optimizer."""
+
+    group: Group
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    base_rates: list[float]
+    base_decays: list[float]
+
+    @staticmethod
+    def of(group: Group, learner: Learner) -> OpenGroup:
+        parameters = group.parameters(learner)
+        optimizer = group.optimizer(list(parameters.values()))
+        rates = [entry["lr"] for entry in optimizer.param_groups]
+        decays = [entry.get("weight_decay", 0.0) for entry in optimizer.param_groups]
+        return OpenGroup(group, parameters, optimizer, rates, decays)
+
+    def step(self, step: int, scaler: GradScaler) -> None:
+        """One optimizer step at the learning rate and weight decay that the schedules give for `step`."""
+        scaler.unscale_(self.optimizer)
+        if self.group.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters.values(), self.group.clip_norm)
+        rate, decay = self.group.schedule(step), self.group.decay_schedule(step)
+        entries = zip(self.optimizer.param_groups, self.base_rates, self.base_decays, strict=True)
+        for entry, base_rate, base_decay in entries:
+            entry["lr"] = base_rate * rate
+            if "weight_decay" in entry:
+                entry["weight_decay"] = base_decay * decay
+        scaler.step(self.optimizer)
+
+
+@dataclass
+class PhaseInProgress:
+    """A phase as far as it has been trained."""
+
+    learner: Learner
+    groups: dict[str, OpenGroup]
+    state: State
+    average: AveragedModel | None = None
+    """The moving average of the learner's weights, if one is kept."""
+    scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
+    step: int = 0
+    """Updates completed in this phase."""
+
+    @staticmethod
+    def begin(
+        phase: Phase, learner: Learner, *, ema_decay: float | None = None, scaler: GradScaler | None = None
+    ) -> PhaseInProgress:
+        """At step 0. Freezes what no group names."""
+        groups = {name: OpenGroup.of(group, learner) for name, group in phase.groups.items()}
+        trained = {id(p) for group in groups.values() for p in group.parameters.values()}
+        for parameter in learner.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        work = PhaseInProgress(learner, groups, phase.state())
+        if ema_decay is not None:
+            work.average = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+        if scaler is not None:
+            work.scaler = scaler
+        return work
+
+    @property
+    def served(self) -> Learner:
+        """What is evaluated and exported: the average where there is one."""
+        return self.learner if self.average is None else cast(Learner, self.average.module)
+
+    def tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        optimizers = {f"optimizer.{name}": pack_optimizer(g.optimizer)[0] for name, g in self.groups.items()}
+        average = {} if self.average is None else {"average": self.average.state_dict()}
+        return {"learner": self.learner.state_dict(), "state": self.state, **average, **optimizers}
+
+    def values(self) -> dict[str, object]:
+        return {
+            "step": self.step,
+            "optimizers": {name: pack_optimizer(g.optimizer)[1] for name, g in self.groups.items()},
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> None:
+        self.learner.load_state_dict(dict(tensors["learner"]))
+        self.state = dict(tensors["state"])
+        for name, group in self.groups.items():
+            unpack_optimizer(group.optimizer, tensors[f"optimizer.{name}"], values["optimizers"][name])
+        if self.average is not None:
+            self.average.load_state_dict(dict(tensors["average"]))
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(dict(values["scaler"]))
+        self.step = int(values["step"])
