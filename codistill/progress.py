@@ -1,4 +1,4 @@
-"""One line per replica, out of its heartbeat."""
+"""How far a replica is and how long it will take, out of its heartbeat."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ def progress_lines(run: RunDir, fence: int) -> list[str]:
 
 
 def progress_line(beat: Mapping[str, Any], *, now: float) -> str:
-    """E.g. `replica-0  step 120/600  loss 0.412  accuracy 0.953  learns from replica-1 v100 (lag 12, offset 20)`."""
+    """E.g. `replica-0  step 120/600  41.2 steps/s  12 s left  loss 0.412  accuracy 0.953  learns from replica-1 v100
+    (lag 12, offset 20)`. Of a replica that is silent no time left is told: nobody knows."""
+    silent = beat["state"] != "ended" and now - beat["time"] > STALE_S
     parts = [f"{beat['replica']}", f"step {beat['step']}/{beat['steps']}"]
     if beat["incarnation"] > 0:
         parts.append(f"incarnation {beat['incarnation']}")
+    speed, left_s = steps_per_s(beat), time_left_s(beat)
+    if speed is not None and left_s is not None and not silent:
+        parts += [f"{_three_digits(speed)} steps/s", f"{duration(left_s)} left"]
     if beat["loss"] is not None:
         parts.append(f"loss {beat['loss']:.3f}")
     accuracy = beat["metrics"].get("eval/accuracy")
@@ -35,6 +40,50 @@ def progress_line(beat: Mapping[str, Any], *, now: float) -> str:
         parts.append("learns from " + ", ".join(heard))
     if beat["state"] != "training":
         parts.append(str(beat["state"]))
-    if beat["state"] != "ended" and now - beat["time"] > STALE_S:
+    if silent:
         parts.append(f"silent for {now - beat['time']:.0f} s")
     return "  ".join(parts)
+
+
+def steps_per_s(beat: Mapping[str, Any]) -> float | None:
+    """Mean speed of this incarnation, evaluations and checkpoints included; None before it has made two steps.
+
+    `first_step` is the step from which the incarnation went on, and `first_step_at` when it had made its first: so all
+    steps but one lie between that moment and `last_step_at`. A heartbeat without `first_step` tells the speed of a
+    replica that has never been restarted only.
+    """
+    first = beat.get("first_step")
+    if first is None and beat.get("fence") == 1 and beat["incarnation"] == 0:
+        first = 0
+    began_at, last_at = beat.get("first_step_at"), beat.get("last_step_at")
+    if first is None or began_at is None or last_at is None or last_at <= began_at:
+        return None
+    made = beat["step"] - first - 1
+    return made / (last_at - began_at) if made > 0 else None
+
+
+def time_left_s(beat: Mapping[str, Any]) -> float | None:
+    """Seconds of training left at the speed so far; None unless the replica trains and its speed is known."""
+    speed = steps_per_s(beat)
+    if speed is None or beat["state"] != "training":
+        return None
+    return max(0, beat["steps"] - beat["step"]) / speed
+
+
+def duration(seconds: float) -> str:
+    """`12 s`, `3 min 20 s`, `2 h 05 min`, `3 d 4 h`: as much as matters."""
+    whole = round(seconds)
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86_400
+    if minutes < 1:
+        return f"{whole} s"
+    if hours < 1:
+        return f"{minutes} min {whole % 60:02d} s"
+    if days < 1:
+        return f"{hours} h {minutes % 60:02d} min"
+    return f"{days} d {hours % 24} h"
+
+
+def _three_digits(value: float) -> str:
+    """41.2, 0.0312, 1234: three digits that count, never an exponent."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 4
+    return f"{value:.{digits}f}"
