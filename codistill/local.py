@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,6 +18,7 @@ from typing import Any
 
 from codistill.exchange.transport import FilesTransport, Hub, MemoryTransport
 from codistill.outcome import Reason, ReplicaOutcome, attempt_result
+from codistill.processes import ReplicaProcesses
 from codistill.progress import progress_lines
 from codistill.restarts import Failure, GiveUp, Retry, after_failure
 from codistill.run_dir import RunDir, StorageError, read_json, write_json
@@ -39,11 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--job", required=True)
     parser.add_argument("--replica", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--fence", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--rendezvous", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     try:
         run = RunDir(given.storage.resolve(), given.job)
         if given.replica is not None:
-            return _replica_process(run, given.fence, given.replica)
+            return _replica_process(run, given.fence, given.replica, given.rank, given.rendezvous)
         if given.spec is not None:
             run.create(load_spec(given.spec))
         return run_job(run)
@@ -111,7 +112,7 @@ def run_in_turns(run: RunDir, fence: int) -> dict[str, dict[str, Any]]:
 class _Child:
     name: str
     index: int
-    process: subprocess.Popen[str] | None = None
+    processes: ReplicaProcesses | None = None
     outcome: ReplicaOutcome | None = None
     failures: list[Failure] = field(default_factory=list[Failure])
     retry_at: float = 0.0
@@ -143,8 +144,8 @@ def _supervise(run: RunDir, spec: JobSpec, fence: int) -> tuple[dict[str, Replic
             time.sleep(POLL_S)
     finally:
         for child in children:
-            if child.process is not None and child.process.poll() is None:
-                child.process.kill()
+            if child.processes is not None:
+                child.processes.kill()
         for number, handler in previous.items():
             signal.signal(number, handler)
     return {child.name: child.outcome for child in children if child.outcome is not None}, reason
@@ -154,24 +155,23 @@ def _tend(run: RunDir, spec: JobSpec, fence: int, child: _Child) -> None:
     """Start the replica if it is to run and does not; note how it ended if it did."""
     if child.outcome is not None:
         return
-    if child.process is None:
+    if child.processes is None:
         if run.stop_requested(fence):
             child.outcome = ReplicaOutcome("cancelled", incarnations=len(child.failures))
         elif time.monotonic() >= child.retry_at:
-            child.process = _start(run, fence, child)
+            start = len(child.failures)
+            child.processes = ReplicaProcesses(run, fence, child.index, ranks=spec.replicas.ranks, start=start)
         return
-    code = child.process.poll()
+    ended, code = child.processes, child.processes.poll()
     if code is None:
         return
-    if child.process.stdin is not None:
-        child.process.stdin.close()
-    child.process = None
+    child.processes = None
     entry = read_json(_result_path(run, fence, child))
     if code == 0 and entry is not None:
         child.outcome = _as_outcome(entry)
         return
     step = (run.read_heartbeats(fence).get(child.name) or {}).get("step", 0)
-    child.failures.append(Failure(step, _last_words(run, fence, child, code), died=code < 0))
+    child.failures.append(Failure(step, ended.last_words(code), died=code < 0))
     print(f"{child.name}: {child.failures[-1].error}", flush=True)
     match after_failure(child.failures, spec.limits.max_failures):
         case GiveUp(error):
@@ -180,20 +180,8 @@ def _tend(run: RunDir, spec: JobSpec, fence: int, child: _Child) -> None:
             child.retry_at = time.monotonic() + delay_s
 
 
-def _start(run: RunDir, fence: int, child: _Child) -> subprocess.Popen[str]:
-    command = [sys.executable, "-P", "-m", "codistill.local", "--storage", str(run.storage), "--job", run.job_id]
-    command += ["--replica", str(child.index), "--fence", str(fence)]
-    directory = run.logs(fence, child.name)
-    directory.mkdir(parents=True, exist_ok=True)
-    # The pipe to its standard input is how a replica learns that this process died: it then reads the end of file.
-    # A session of its own keeps Ctrl-C from it, so that it can write its last checkpoint.
-    with (directory / f"{len(child.failures):04d}.stderr").open("w") as errors:
-        return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=errors, stderr=errors, text=True, start_new_session=True
-        )
-
-
-def _replica_process(run: RunDir, fence: int, index: int) -> int:
+def _replica_process(run: RunDir, fence: int, index: int, rank: int, rendezvous: Path | None) -> int:
+    from codistill.ranks import ALONE, Ranks, join_group
     from codistill.replica import train_replica
 
     spec = run.read_spec()
@@ -204,30 +192,24 @@ def _replica_process(run: RunDir, fence: int, index: int) -> int:
         orphaned.set()
 
     threading.Thread(target=listen, daemon=True).start()
+    ranks: Ranks = ALONE
+    if rendezvous is not None:
+        ranks = join_group(f"file://{rendezvous}", rank, spec.replicas.ranks, on_gpu=spec.on_cuda)
     entry = train_replica(
         run,
         fence=fence,
         index=index,
         connect=lambda scope: FilesTransport(run, scope.index, spec.replicas.count, keep=scope.keep),
+        ranks=ranks,
         should_stop=orphaned.is_set,
     )
-    write_json(run.replica(fence, replica_name(index)) / "result.json", entry)
+    if ranks.leads:
+        write_json(run.replica(fence, replica_name(index)) / "result.json", entry)
     return 0
 
 
 def _result_path(run: RunDir, fence: int, child: _Child) -> Path:
     return run.replica(fence, child.name) / "result.json"
-
-
-def _last_words(run: RunDir, fence: int, child: _Child, code: int) -> str:
-    if code < 0:
-        return f"killed by signal {signal.Signals(-code).name}"
-    try:
-        lines = (run.logs(fence, child.name) / f"{len(child.failures):04d}.stderr").read_text().strip().splitlines()
-    except OSError:
-        lines = []
-    # Of a traceback, its last line, without the module that the error is from.
-    return re.sub(r"^[\w.]+\.(?=\w+: )", "", lines[-1]) if lines else f"ended with exit code {code}"
 
 
 def _as_outcome(entry: dict[str, Any]) -> ReplicaOutcome:

@@ -23,9 +23,7 @@ def device_of(spec: JobSpec, index: int) -> torch.device:
     Under Ray a process sees its own GPUs only; where it sees several (replicas as processes of one machine), they take
     turns. Raises `ValueError` when the device is not there.
     """
-    kind = spec.training.device
-    if kind == "auto":
-        kind = "cuda" if spec.replicas.gpus > 0 else "cpu"
+    kind = "cuda" if spec.on_cuda else spec.training.device.replace("auto", "cpu")
     if kind == "cuda":
         if not torch.cuda.is_available():
             raise ValueError("the spec asks for a GPU, and torch finds none here; set training.device = 'cpu'")
@@ -81,7 +79,7 @@ def _data_parallel(part: nn.Module, several_updates: bool) -> nn.Module:
     return DistributedDataParallel(
         part,
         device_ids=[trained[0].get_device()] if on_gpu else None,
-        broadcast_buffers=False,  # each rank's own, averaged before they leave the replica
+        forward_sync_buffers=False,  # each rank's own, averaged before they leave the replica
         find_unused_parameters=several_updates,
     )
 

@@ -104,6 +104,9 @@ class Ranks:
 ALONE = Ranks()
 
 
-def backend_for(device: str) -> str:
-    """The backend of the group that gradients travel through."""
-    return "nccl" if device.startswith("cuda") else "gloo"
+def join_group(init_method: str, rank: int, count: int, *, on_gpu: bool) -> Ranks:
+    """Meet the other ranks of the replica at `init_method` (as torch's `init_process_group` takes it)."""
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo", init_method=init_method, rank=rank, world_size=count, timeout=TIMEOUT
+    )
+    return Ranks.joined()

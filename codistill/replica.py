@@ -266,6 +266,7 @@ class _Training:
         keep = snapshots_to_keep(
             lockstep=lockstep,
             replicas=self.replica.count,
+            ranks=self.ranks.count,
             interval_steps=exchange.interval_steps,
             checkpoint_interval_steps=self.spec.training.checkpoint_interval_steps,
         )

@@ -28,13 +28,16 @@ class PublishRule:
         return max(self.burn_in_steps, step - step % self.interval_steps)
 
 
-def snapshots_to_keep(*, lockstep: bool, replicas: int, interval_steps: int, checkpoint_interval_steps: int) -> int:
+def snapshots_to_keep(
+    *, lockstep: bool, replicas: int, ranks: int, interval_steps: int, checkpoint_interval_steps: int
+) -> int:
     """How many of its own snapshots a replica leaves for its peers.
 
-    Two do when nobody waits: the newest, and the one that a reader may be fetching. In lockstep a peer may be as many
+    Two do when nobody waits: the newest, and the one that a reader may be fetching; four when readers have several
+    ranks, since the others fetch what the first has fetched already. In lockstep a peer may be as many
     exchanges behind as there are replicas (in a ring nobody waits for those who read him), and one that was killed goes
     back to its last checkpoint but one at worst, and needs every version since.
     """
     if not lockstep:
-        return 2
+        return 2 if ranks == 1 else 4
     return replicas + 1 + 2 * math.ceil(checkpoint_interval_steps / interval_steps)

@@ -204,7 +204,7 @@ class Mailbox:
         agreed: dict[int, tuple[SnapshotId | None, int | None]] = {}
         for position, (peer, shelf) in enumerate(self._shelves.items()):
             said = [_unpacked(peer, numbers[1 + position * WORDS :][:WORDS]) for numbers in gathered]
-            shelf.wanted = max(said[0][0], default=None)
+            shelf.wanted = frozenset(said[0][0])
             # In lockstep each waited for the same version, perhaps from different incarnations, which are equal.
             waited = shelf.newest if all(ids for ids, _ in said) else None
             chosen = waited if self._settings.mode == "lockstep" else held_by_all([ids for ids, _ in said])
@@ -251,7 +251,7 @@ class Mailbox:
             report = self._reports.get(peer)
             candidates = [] if report is None else [h for h in report.announced if h.id not in shelf.refused]
             if not self._ranks.leads:  # what the first rank has, so that all have the same
-                candidates = [header for header in candidates if header.id == shelf.wanted]
+                candidates = [header for header in candidates if header.id in shelf.wanted]
             newest = max(candidates, key=lambda header: header.id, default=None)
             if newest is not None and (shelf.newest is None or newest.id > shelf.newest):
                 self._take(peer, shelf, newest)

@@ -49,8 +49,8 @@ class Shelf:
     shown: SnapshotId | None = None
     """The one in use."""
     refused: set[SnapshotId] = field(default_factory=set[SnapshotId])
-    wanted: SnapshotId | None = None
-    """On ranks other than the first: what the first holds and this one should fetch."""
+    wanted: frozenset[SnapshotId] = frozenset()
+    """On ranks other than the first: what the first holds, from which this one should fetch."""
 
     @property
     def newest(self) -> SnapshotId | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from codistill.spec.base import NAME_PATTERN, Spec
-from codistill.spec.exchange import Exchange
+from codistill.spec.exchange import Exchange, MemoryTransport
 from codistill.spec.methods import DEFAULT_BURN_IN_FRACTION, Codistillation, DataMode, Disjoint, Method, SameSet, Solo
 from codistill.spec.recipes import Digits, Installed, Recipe
 from codistill.spec.training import Replicas, Training
@@ -66,6 +66,11 @@ class JobSpec(Spec):
                 f"training.batch_size ({training.batch_size}) must be a multiple of replicas.ranks x"
                 f" training.accumulate ({self.replicas.ranks} x {training.accumulate} = {shares}), which share it"
             )
+        if self.replicas.ranks > 1 and isinstance(self.exchange.transport, MemoryTransport):
+            raise ValueError(
+                "exchange.transport 'memory' joins replicas of one process, and replicas.ranks > 1 is one process for"
+                " each rank; use kind = 'auto'"
+            )
         # Of other data sets the size is known only where they are; the data loader then says the same.
         samples = None if isinstance(self.recipe, Installed) else self.recipe.train_size
         if samples is not None and isinstance(self.data, Disjoint):
@@ -89,6 +94,11 @@ class JobSpec(Spec):
                 return given
             case _:  # pragma: no cover - the union is closed
                 raise AssertionError(self.method)
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether replicas train on NVIDIA GPUs."""
+        return self.training.device == "cuda" or (self.training.device == "auto" and self.replicas.gpus > 0)
 
     @property
     def exchanges(self) -> bool:

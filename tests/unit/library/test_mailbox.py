@@ -184,10 +184,13 @@ def test_the_clock_agrees_with_itself(step: int, burn_in: int, interval: int) ->
 
 
 def test_how_many_snapshots_are_kept() -> None:
-    def keep(lockstep: bool) -> int:
-        return snapshots_to_keep(lockstep=lockstep, replicas=3, interval_steps=10, checkpoint_interval_steps=25)
+    def keep(*, lockstep: bool, ranks: int = 1) -> int:
+        return snapshots_to_keep(
+            lockstep=lockstep, replicas=3, ranks=ranks, interval_steps=10, checkpoint_interval_steps=25
+        )
 
     assert keep(lockstep=False) == 2
+    assert keep(lockstep=False, ranks=2) == 4
     assert keep(lockstep=True) == 3 + 1 + 2 * 3
 
 
