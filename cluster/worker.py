@@ -16,7 +16,7 @@ from codistill.spec import MemoryTransport as MemoryTransportSpec
 from codistill.spec import ObjectStoreTransport as ObjectStoreTransportSpec
 
 if TYPE_CHECKING:
-    from codistill.replica import SnapshotScope
+    from codistill.exchange.opening import SnapshotScope
 
 
 def train(config: dict[str, str | int]) -> dict[str, Any]:

@@ -1,0 +1,92 @@
+"""A replica's way into the exchange: from what a spec asks for to a mailbox."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from codistill.exchange.clock import PublishRule, snapshots_to_keep
+from codistill.exchange.mailbox import Counters, Mailbox, MailboxSettings
+from codistill.exchange.snapshot import SnapshotId
+from codistill.exchange.transport import MemoryTransport, Transport
+from codistill.ranks import Ranks
+from codistill.records import Recorder
+from codistill.run_dir import RunDir
+from codistill.spec import Exchange
+from codistill.topology import teachers_of
+
+
+@dataclass(frozen=True)
+class SnapshotScope:
+    """Whose transport is wanted, and how many of its snapshots it is to keep."""
+
+    run: RunDir
+    fence: int
+    incarnation: int
+    index: int
+    replicas: int
+    keep: int
+
+
+Connect = Callable[[SnapshotScope], Transport]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A replica as its peers know it, and what it brings to the exchange."""
+
+    run: RunDir
+    me: SnapshotId
+    """Replica, fence and incarnation (the version is not looked at)."""
+    replicas: int
+    ranks: Ranks
+    connect: Connect
+    ledger: Recorder
+    counters: Counters
+    should_stop: Callable[[], bool]
+
+
+def open_mailbox(
+    member: Member,
+    exchange: Exchange,
+    shown: nn.Module,
+    rule: PublishRule,
+    *,
+    checkpoint_interval_steps: int,
+    timeout_s: float,
+) -> Mailbox:
+    """The member's end of `exchange`, for modules like `shown`.
+
+    `checkpoint_interval_steps` says how far a killed replica may go back, hence which snapshots lockstep still needs.
+    """
+    lockstep = exchange.mode == "lockstep"
+    keep = snapshots_to_keep(
+        lockstep=lockstep,
+        replicas=member.replicas,
+        ranks=member.ranks.count,
+        interval_steps=rule.interval_steps,
+        checkpoint_interval_steps=checkpoint_interval_steps,
+    )
+    me = member.me
+    scope = SnapshotScope(member.run, me.fence, me.incarnation, me.replica, member.replicas, keep)
+    transport = member.connect(scope)
+    settings = MailboxSettings(
+        me=me,
+        teachers=teachers_of(exchange.topology, me.replica, member.replicas),
+        rule=rule,
+        mode=exchange.mode,
+        threaded=not lockstep and not isinstance(transport, MemoryTransport),
+        max_lag_steps=exchange.max_lag_steps,
+        timeout_s=timeout_s,
+    )
+    return Mailbox(
+        transport,
+        settings,
+        member.ledger,
+        shown,
+        member.counters,
+        ranks=member.ranks,
+        should_stop=member.should_stop,
+    )

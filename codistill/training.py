@@ -1,0 +1,267 @@
+"""One replica on its way through the phases: resume, train, evaluate, write down."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from codistill.batch import Batch
+from codistill.checkpoint import Checkpoint, load, load_newest, readable_in, save
+from codistill.data.loader import read_ahead
+from codistill.data.split import SplitName, in_order
+from codistill.evaluate import write_predictions
+from codistill.exchange.clock import PublishRule
+from codistill.exchange.mailbox import Counters, Mailbox, StopRequested
+from codistill.exchange.opening import Connect, Member, open_mailbox
+from codistill.exchange.snapshot import SnapshotId
+from codistill.export import write_export
+from codistill.loop import Surroundings, train_phase
+from codistill.methods import plan
+from codistill.notebook import Notebook
+from codistill.numerics import Numerics
+from codistill.phase import Artifacts, Learner, Phase, Replica
+from codistill.randomness import seed_everything
+from codistill.ranks import Ranks
+from codistill.recipes import Recipe, open_recipe
+from codistill.run_dir import RunDir
+from codistill.spec import JobSpec, replica_name
+from codistill.teachers import Opening, Teacher
+from codistill.telemetry import Telemetry
+from codistill.throughput import throughput_of
+from codistill.work import PhaseInProgress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What a replica is given by whoever runs it."""
+
+    connect: Connect
+    should_stop: Callable[[], bool]
+    before_step: Callable[[int], None]
+    ranks: Ranks
+    numerics: Numerics
+
+
+class ReplicaTraining:
+    """A replica on its way through the phases."""
+
+    def __init__(self, run: RunDir, spec: JobSpec, me: SnapshotId, telemetry: Telemetry, outside: Outside) -> None:
+        self.run, self.spec, self.me, self.outside = run, spec, me, outside
+        self.name = replica_name(me.replica)
+        self.recipe: Recipe = open_recipe(spec)
+        self.ranks, self.device = outside.ranks, outside.numerics.device
+        self.replica = Replica(me.replica, spec.replicas.count, spec.seed, self.ranks.rank, self.ranks.count)
+        self.phases = plan(spec, self.recipe, self.replica)
+        self.directory = run.replica(me.fence, self.name)
+        speed = throughput_of(
+            self.recipe,
+            batch_size=spec.training.batch_size,
+            ranks=self.ranks.count,
+            device=self.device,
+            precision=spec.training.precision,
+        )
+        self.notebook = Notebook(self.directory, telemetry, speed, self.ranks)
+        self.finished: dict[str, Learner] = {}
+        self.started = time.monotonic()
+        self.seconds_before = 0.0
+
+    # ---- phases
+
+    def run_phases(self) -> Generator[int, None, dict[str, Any]]:
+        log.info(
+            "%s, attempt %d, incarnation %d: %s on %s, %d steps on %s",
+            self.name, self.me.fence, self.me.incarnation, self.spec.method.kind, self.spec.recipe.kind,
+            self.spec.training.steps, self.device,
+        )  # fmt: skip
+        resumed = self._newest_checkpoint()
+        at_phase = 0 if resumed is None else int(resumed.values["phase"])
+        if resumed is not None:
+            log.info("%s goes on from step %d of attempt %d", self.name, resumed.step, resumed.fence)
+            self.notebook.counters = Counters(**resumed.values["counters"])
+            self.seconds_before = float(resumed.values["seconds"])
+        for number, phase in enumerate(self.phases):
+            work = self._begin(phase)
+            if resumed is not None and number < at_phase:
+                work.learner.load_state_dict(dict(resumed.tensors[f"finished.{phase.name}"]))
+                self.finished[phase.name] = work.learner
+            else:
+                if resumed is not None and number == at_phase:
+                    work.restore(resumed.tensors, resumed.values["in_progress"])
+                try:
+                    yield from self._train(number, phase, work)
+                except StopRequested:
+                    self._save(number, work)
+                    return self._result("cancelled", work.step)
+                self.finished[phase.name] = work.served
+        if self.run.superseded(self.me.fence):  # its end would replace that of the attempt that counts
+            return self._result("cancelled", self.spec.training.steps)
+        self.notebook.telemetry.beat.state = "finishing"
+        self._write_outcome(self.phases[-1], self.finished[self.phases[-1].name])
+        return self._result("succeeded", self.spec.training.steps)
+
+    def _begin(self, phase: Phase) -> PhaseInProgress:
+        seed_everything(*self._stream(phase), "init")
+        learner = phase.learner(Artifacts(self.finished)).to(self.device)
+        scaler = self.outside.numerics.scaler()
+        work = PhaseInProgress.begin(phase, learner, ema_decay=self.spec.training.ema_decay, scaler=scaler)
+        self._compile(learner.values())
+        return work
+
+    def _train(self, number: int, phase: Phase, work: PhaseInProgress) -> Generator[int]:
+        around = Surroundings(
+            numerics=self.outside.numerics,
+            ranks=self.ranks,
+            stream=self._stream(phase),
+            should_stop=self.outside.should_stop,
+            before_step=self.outside.before_step,
+            after_step=lambda step, stats: self._after_step(number, phase, work, teachers, step, stats),
+        )
+        teachers: dict[str, Teacher] = {}
+        finished_at: int | None = None
+        try:
+            teachers |= self._open_teachers(phase, work.learner)
+            self.notebook.begin(phase.name, work.step)
+            yield from train_phase(phase, work, self._batches(phase, work.step), teachers, around)
+            finished_at = phase.steps
+        finally:
+            with ExitStack() as stack:  # each of them, whatever the others raise
+                for teacher in teachers.values():
+                    stack.callback(teacher.close, finished_at)
+
+    def _after_step(
+        self,
+        number: int,
+        phase: Phase,
+        work: PhaseInProgress,
+        teachers: Mapping[str, Teacher],
+        step: int,
+        stats: Mapping[str, Tensor],
+    ) -> None:
+        training, last = self.spec.training, step == phase.steps
+        self.notebook.telemetry.stepped(step)
+        if last or step % training.log_interval_steps == 0:
+            self.notebook.log(step, stats, [entry for teacher in teachers.values() for entry in teacher.report()])
+        due = [survey for survey in phase.surveys if last or step % survey.every_steps == 0]
+        if due:
+            self._agree_on_buffers(work)
+        for survey in due:
+            self.notebook.survey(survey, step, work.served, self.device)
+        if last or step % training.checkpoint_interval_steps == 0:
+            self._save(number, work)
+
+    def _batches(self, phase: Phase, step: int) -> Iterator[Batch]:
+        batches = phase.batches(Artifacts(self.finished))
+        pin = self.device.type == "cuda"
+        return read_ahead(batches, range(step, phase.steps), self.spec.training.loader, pin=pin)
+
+    def _open_teachers(self, phase: Phase, learner: Learner) -> dict[str, Teacher]:
+        opening = Opening(
+            learner=learner,
+            build_part=lambda part: self._build_part(phase, part),
+            open_mailbox=self._open_mailbox,
+            start_together_s=self.spec.exchange.start_together_s,
+        )
+        return {source.name: source.open(opening) for source in phase.teachers}
+
+    def _open_mailbox(self, shown: nn.Module, rule: PublishRule) -> Mailbox:
+        member = Member(
+            run=self.run,
+            me=self.me,
+            replicas=self.replica.count,
+            ranks=self.ranks,
+            connect=self.outside.connect,
+            ledger=self.notebook.ledger,
+            counters=self.notebook.counters,
+            should_stop=self.outside.should_stop,
+        )
+        return open_mailbox(
+            member,
+            self.spec.exchange,
+            shown,
+            rule,
+            checkpoint_interval_steps=self.spec.training.checkpoint_interval_steps,
+            timeout_s=self.spec.limits.lockstep_timeout_s,
+        )
+
+    def _build_part(self, phase: Phase, part: str) -> nn.Module:
+        built = phase.learner(Artifacts(self.finished))[part].to(self.device)
+        self._compile([built])
+        return built
+
+    def _compile(self, parts: Iterable[nn.Module]) -> None:
+        if self.spec.training.compile:
+            for part in parts:
+                part.compile()
+
+    def _agree_on_buffers(self, work: PhaseInProgress) -> None:
+        self.ranks.average_buffers([work.learner] if work.average is None else [work.learner, work.served])
+
+    def _stream(self, phase: Phase) -> tuple[int | str, ...]:
+        return (self.replica.seed, self.replica.index, phase.name)
+
+    # ---- writing down
+
+    def _save(self, number: int, work: PhaseInProgress) -> None:
+        self._agree_on_buffers(work)
+        if not self.ranks.leads:
+            return
+        # Rows first: a resumed replica repeats only the steps after the checkpoint.
+        self.notebook.flush()
+        finished = {f"finished.{name}": learner.state_dict() for name, learner in self.finished.items()}
+        values = {
+            "phase": number,
+            "in_progress": work.values(),
+            "counters": vars(self.notebook.counters),
+            "seconds": self._seconds(),
+        }
+        step = sum(phase.steps for phase in self.phases[:number]) + work.step
+        checkpoint = Checkpoint(self.me.fence, step, {**work.tensors(), **finished}, values)
+        path = save(self.run.checkpoints(self.name), checkpoint)
+        log.info("step %d: checkpoint %s", step, path.name)
+
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """The same on all ranks: the first looks which one is good."""
+        place = self.run.checkpoints(self.name)
+        found = None
+        if self.ranks.leads:
+            found = load_newest(place, readable_in(self.run, self.me.fence, self.name))
+        chosen = self.ranks.from_first(None if found is None else [found.fence, found.step])
+        return load(place, *chosen) if chosen is not None and found is None else found
+
+    def _write_outcome(self, phase: Phase, learner: Learner) -> None:
+        module = phase.export(learner)
+        if not self.notebook.results:  # resumed after the last step: the survey was made by an earlier incarnation
+            for survey in phase.surveys:
+                self.notebook.survey(survey, phase.steps, learner, self.device)
+        if not self.ranks.leads:
+            return
+        splits: tuple[SplitName, ...] = ("validation", "test")
+        for split in splits:
+            path = self.directory / "predictions" / f"{split}.parquet"
+            write_predictions(path, module, in_order(self.recipe.split(split)), self.device, self.recipe.classes)
+        exported = write_export(self.run, self.name, module, self.spec, self.recipe, self.notebook.results)
+        log.info("the model is in %s", exported)
+        self.notebook.close()
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+    def _result(self, outcome: str, steps: int) -> dict[str, Any]:
+        return {
+            "outcome": outcome,
+            "steps": steps,
+            "incarnations": self.me.incarnation + 1,
+            "error": None,
+            "seconds": round(self._seconds(), 3),
+            "bytes_sent": self.notebook.counters.bytes_sent,
+            "bytes_received": self.notebook.counters.bytes_received,
+            "metrics": self.notebook.results,
+        }
