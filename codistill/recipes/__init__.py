@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from codistill.recipes.base import Recipe, RecipeUnavailable
 from codistill.recipes.digits import DigitsRecipe
-from codistill.spec import Digits, JobSpec
+from codistill.recipes.images import ImagesRecipe
+from codistill.recipes.tabular import TabularRecipe
+from codistill.recipes.text import TextRecipe
+from codistill.spec import Digits, Images, JobSpec, Tabular, Text
 
 __all__ = ["Recipe", "RecipeUnavailable", "open_recipe"]
 
@@ -14,5 +17,11 @@ def open_recipe(spec: JobSpec) -> Recipe:
     match spec.recipe:
         case Digits():
             return DigitsRecipe(spec.recipe)
+        case Images():
+            return ImagesRecipe(spec.recipe)
+        case Text():
+            return TextRecipe(spec.recipe)
+        case Tabular():
+            return TabularRecipe(spec.recipe)
         case _:
             raise RecipeUnavailable(f"recipe '{spec.recipe.kind}' is not there yet")
