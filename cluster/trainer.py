@@ -31,6 +31,8 @@ ENVIRONMENT = {
 }
 UNUSED_CALLBACKS = {"PlacementGroupCleanerCallback", "DatasetsCallback"}
 REPLY_TIMEOUT_S = 2.0
+RANK_TIMEOUT_S = 600
+"""Longest wait of a rank for another that hangs; one that dies is noticed at once."""
 
 
 class RunFailed(RuntimeError):
@@ -66,6 +68,7 @@ class TrainRun:
         trainer = SlimTrainer(
             self.function,
             train_loop_config=dict(self.config),
+            backend_config=_process_group(self.ranks),
             scaling_config=ScalingConfig(
                 num_workers=self.ranks,
                 use_gpu=self.gpus > 0,
@@ -85,8 +88,17 @@ class TrainRun:
         return value
 
 
+def _process_group(ranks: int) -> Any:
+    """What joins the ranks of one replica: nothing for one, since torch takes seconds to import in the controller."""
+    if ranks == 1:
+        return None
+    from ray.train.torch import TorchConfig
+
+    return TorchConfig(timeout_s=RANK_TIMEOUT_S)
+
+
 class SlimTrainer(DataParallelTrainer):
-    """Without torch's process group, and without the helpers of features that are not used."""
+    """Without the helpers of features that are not used."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if type(c).__name__ not in UNUSED_CALLBACKS]
@@ -161,7 +173,8 @@ def is_death(error: BaseException) -> bool:
     """Whether a worker or the controller vanished, in contrast to an error raised by the training."""
     match error:
         case WorkerGroupError():
-            return all(isinstance(e, WorkerHealthCheckFailedError) for e in error.worker_failures.values())
+            # Of several ranks one is enough: the others fail because they lost it.
+            return any(isinstance(e, WorkerHealthCheckFailedError) for e in error.worker_failures.values())
         case ControllerError() | RayActorError():
             return True
         case _:

@@ -21,15 +21,21 @@ if TYPE_CHECKING:
 
 def train(config: dict[str, str | int]) -> dict[str, Any]:
     """The train function: `storage`, `job`, `fence`, `index`, `namespace` → this replica's entry of `result.json`."""
-    from codistill.replica import train_replica  # with torch, which the driver need not wait for
+    # With torch, which the driver need not wait for.
+    from ray.train.torch import get_device
+
+    from codistill.ranks import Ranks
+    from codistill.replica import train_replica
 
     run = RunDir(Path(str(config["storage"])), str(config["job"]))
-    exchange, namespace = run.read_spec().exchange, str(config["namespace"])
+    spec, namespace = run.read_spec(), str(config["namespace"])
     return train_replica(
         run,
         fence=int(config["fence"]),
         index=int(config["index"]),
-        connect=lambda scope: connect(scope, exchange, namespace),
+        connect=lambda scope: connect(scope, spec.exchange, namespace),
+        ranks=Ranks.joined(),
+        device=get_device() if spec.on_cuda else None,
     )
 
 

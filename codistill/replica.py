@@ -10,6 +10,8 @@ import logging
 from collections.abc import Callable, Generator
 from typing import Any, cast
 
+import torch
+
 from codistill.exchange.opening import Connect
 from codistill.exchange.snapshot import SnapshotId
 from codistill.numerics import Numerics, device_of, set_up_process
@@ -29,6 +31,7 @@ def train_replica(
     index: int,
     connect: Connect,
     ranks: Ranks = ALONE,
+    device: torch.device | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     before_step: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
@@ -37,6 +40,7 @@ def train_replica(
     Counts a new incarnation, goes on from the newest good checkpoint, and ends early, after a last checkpoint and with
     outcome "cancelled", once the attempt's stop file appears or `should_stop` says so. `before_step` is called with
     each step's index before it begins. Of several `ranks` each calls this, and the first writes everything down.
+    `device` is for whoever deals them out; left out, the spec says.
     Raises what training raises; everything up to the last checkpoint is on disk.
     """
     turns = replica_turns(
@@ -45,6 +49,7 @@ def train_replica(
         index=index,
         connect=connect,
         ranks=ranks,
+        device=device,
         should_stop=should_stop,
         before_step=before_step,
     )
@@ -62,6 +67,7 @@ def replica_turns(
     index: int,
     connect: Connect,
     ranks: Ranks = ALONE,
+    device: torch.device | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     before_step: Callable[[int], None] = lambda step: None,
 ) -> Generator[int, None, dict[str, Any]]:
@@ -78,7 +84,9 @@ def replica_turns(
             before_step=before_step,
             ranks=ranks,
             numerics=Numerics(
-                device_of(spec, index * ranks.count + ranks.rank), spec.training.precision, spec.training.accumulate
+                device or device_of(spec, index * ranks.count + ranks.rank),
+                spec.training.precision,
+                spec.training.accumulate,
             ),
         )
         me = SnapshotId(index, fence, incarnation, 0)

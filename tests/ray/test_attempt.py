@@ -121,3 +121,22 @@ def test_memory_transport_is_refused_with_what_would_be_right(tmp_path: Path) ->
         result = ended()
     assert (result["outcome"], result["reason"]["code"]) == ("failed", "spec")
     assert "'object_store'" in result["reason"]["message"]
+
+
+def test_replicas_of_two_ranks_lose_one_and_come_back_whole(tmp_path: Path) -> None:
+    run = create(tmp_path, spec_of(400, replicas={"ranks": 2, "cpus": 0.5}))
+    with beside(run) as ended:
+        until(lambda: hears(run, "replica-1", incarnation=0) and beat(run, "replica-1")["step"] >= 60)
+        os.kill(beat(run, "replica-1")["pid"], signal.SIGKILL)
+        result = ended()
+    assert result["outcome"] == "succeeded"
+    entries = [result["replicas"][name] for name in BOTH]
+    assert [(entry["steps"], entry["incarnations"]) for entry in entries] == [(400, 1), (400, 2)]
+    driver = (run.attempt(1) / "driver.log").read_text()
+    assert "its worker process died" in driver, "the cause, not what the other rank says of having lost it"
+    for name in BOTH:
+        rows = [row for row in ledger(run, name) if row["verdict"] == "accepted"]
+        steps = [row["step"] for row in rows]
+        assert steps == sorted(set(steps)), "the first rank alone keeps the ledger"
+        assert steps[-1] == 399
+        assert (run.export(name) / "model.safetensors").exists()
