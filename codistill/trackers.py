@@ -11,7 +11,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from codistill.mirror import TensorBoardMirror
@@ -115,15 +117,18 @@ class MlflowSink:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         store = None
         if "MLFLOW_TRACKING_URI" not in os.environ:
-            # Plain files: a database needs packages that MLflow's slim edition does not bring, and locks that not
-            # every shared disk has.
+            # Plain files: a database needs packages that MLflow's slim edition does not bring.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             store = (run.root / "mlflow").absolute().as_uri()
         from mlflow import MlflowClient
 
-        self._client = MlflowClient(tracking_uri=store)
         tags = {"codistill.job": run.job_id, "codistill.replica": replica}
-        self._run_id, self._last_steps = self._continued_or_new(_experiment(self._client, spec.name), tags)
+        # MLflow makes a store and an experiment without asking whether another process does so at this moment.
+        with _one_at_a_time(run.root / "mlflow.lock"):
+            self._client = MlflowClient(tracking_uri=store)
+            found = self._client.get_experiment_by_name(spec.name)
+            experiment = self._client.create_experiment(spec.name) if found is None else found.experiment_id
+        self._run_id, self._last_steps = self._continued_or_new(experiment, tags)
         self._log_spec(spec)
 
     def add_values(self, step: int, values: Mapping[str, float]) -> None:
@@ -206,16 +211,11 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _experiment(client: Any, name: str) -> str:
-    """Id of the experiment, made when missing; replicas that start together may both try."""
-    from mlflow.exceptions import MlflowException
+@contextmanager
+def _one_at_a_time(path: Path) -> Generator[None]:
+    """Wait until no other process is in here; the system lets go of the lock when its holder dies."""
+    import fcntl
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return client.create_experiment(name)
-        except MlflowException:
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return found.experiment_id
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
