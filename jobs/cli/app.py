@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from jobs.cli import compare, demo, local, remote, server, watch
+from jobs.cli import compare, data, demo, local, remote, server, watch
 
 app = typer.Typer(
     name="codistill",
@@ -34,3 +34,6 @@ for verb in (
 ):
     name = "list" if verb is remote.list_jobs else verb.__name__
     app.command(name)(verb)
+
+app.add_typer(data.data, name="data")
+app.add_typer(data.register, name="register")
