@@ -135,9 +135,13 @@ class ParquetSplit:
     """Samples to draw, the same for every seed; all when None."""
     draw: str = "train"
 
-    @cached_property
+    @property
     def ids(self) -> Tensor:
         """Raises `ValueError` when fewer than `size` are there."""
+        return self._ids
+
+    @cached_property
+    def _ids(self) -> Tensor:
         return draw_ids(torch.arange(self.rows.first_id, self.rows.first_id + self.count), self.size, self.draw)
 
     def __reduce__(self) -> tuple[type[ParquetSplit], tuple[object, ...]]:

@@ -41,9 +41,13 @@ class ByteWindows:
     """Windows to draw, the same for every seed; all when None."""
     draw: str = "train"
 
-    @cached_property
+    @property
     def ids(self) -> Tensor:
         """Raises `ValueError` when fewer than `size` windows are there."""
+        return self._ids
+
+    @cached_property
+    def _ids(self) -> Tensor:
         windows = max(0, (self.text_bytes - 1) // self.context)
         return draw_ids(self.first_byte + torch.arange(windows) * self.context, self.size, self.draw)
 
