@@ -12,6 +12,7 @@ import numpy as np
 from codistill.compare.predictions import LOG_FLOOR, Floats, Predictions
 
 CALIBRATION_BINS = 15
+VALUES_AT_ONCE = 250_000
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,22 @@ def ensemble(models: Sequence[Predictions]) -> Predictions:
     for model in models[1:]:
         total += model.probabilities
     log_mean = np.log(np.maximum(total / len(models), np.exp(LOG_FLOOR)))
-    return Predictions(first.ids, first.positions, first.labels, log_mean)
+    return Predictions(first.ids, first.positions, first.labels, log_mean.astype(np.float32))
 
 
-def churn_matrix(models: Sequence[Predictions], measure: str) -> Floats:
-    """[n, n], symmetric, 0 on the diagonal: `mean_abs_difference` or `flips` of every pair."""
-    of_pair = {"mean_abs_difference": mean_abs_difference, "flips": flips}[measure]
-    matrix = np.zeros((len(models), len(models)))
-    for i, j in combinations(range(len(models)), 2):
-        matrix[i, j] = matrix[j, i] = of_pair(models[i], models[j])
-    return matrix
+def flips_matrix(models: Sequence[Predictions]) -> Floats:
+    """`flips` of every pair: [n, n], symmetric, 0 on the diagonal."""
+    choices = np.stack([model.choices for model in models])
+    return (choices[:, None, :] != choices[None, :, :]).mean(-1)
+
+
+def difference_matrix(models: Sequence[Predictions]) -> Floats:
+    """`mean_abs_difference` of every pair: [n, n], symmetric, 0 on the diagonal."""
+    rows, classes = models[0].log_probabilities.shape
+    total = np.zeros((len(models), len(models)))
+    # Some rows at a time: all models' probabilities of many classes would not fit beside each other.
+    for part in np.array_split(np.arange(rows), max(1, rows * classes // VALUES_AT_ONCE)):
+        probabilities = [np.exp(model.log_probabilities[part], dtype=np.float64) for model in models]
+        for i, j in combinations(range(len(models)), 2):
+            total[i, j] += np.abs(probabilities[i] - probabilities[j]).sum()
+    return (total + total.T) / (rows * classes)

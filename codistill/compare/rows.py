@@ -6,13 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from codistill.compare.metrics import accuracy, calibration, churn_matrix, flips, log_loss, mean_abs_difference
+from codistill.compare.metrics import (
+    accuracy,
+    calibration,
+    difference_matrix,
+    flips,
+    flips_matrix,
+    log_loss,
+    mean_abs_difference,
+)
 from codistill.compare.models import Model
 from codistill.compare.paired import Interval, Verdict, by_seed, churn_interval, paired_differences, t_interval, verdict
 from codistill.compare.predictions import Floats, Predictions
 from codistill.run_dir import RunDir
 
-CHURN = ("mean_abs_difference", "flips")
 LOWER_IS_BETTER = {
     "log_loss": True,
     "accuracy": False,
@@ -102,7 +109,8 @@ class Measured:
 def measure(arm: str, models: Sequence[Model], incumbent: Predictions | None, *, one_model: bool = True) -> Measured:
     """Score every model of an arm, and the arm."""
     scores = tuple(_score(arm, model, incumbent) for model in models)
-    matrices = {name: churn_matrix([model.test for model in models], name) for name in CHURN}
+    tests = [model.test for model in models]
+    matrices = {"mean_abs_difference": difference_matrix(tests), "flips": flips_matrix(tests)}
     pairs = len(models) > 1
     n = len(models)
     row = Row(
@@ -140,7 +148,7 @@ def differences(arm: Measured, baseline: Measured) -> list[Difference]:
 
 
 def _interval(metric: str, arm: Measured, baseline: Measured) -> Interval | None:
-    if metric in CHURN:
+    if metric in arm.churn:
         return churn_interval(arm.churn[metric], arm.seeds, baseline.churn[metric], baseline.seeds)
     values = [by_seed(one.seeds, [getattr(score, metric) for score in one.scores]) for one in (arm, baseline)]
     return t_interval(paired_differences(*values))

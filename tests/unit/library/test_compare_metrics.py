@@ -33,11 +33,11 @@ def test_a_probability_of_zero_costs_690_nats_and_not_infinity() -> None:
 
 
 def test_calibration_by_hand() -> None:
-    # Confidences 0.61 and 0.65 fall into the bin (9/15, 10/15], one of the two right; 0.95 into the last, and wrong.
-    model = predictions([[0.61, 0.39], [0.35, 0.65], [0.95, 0.05]], [0, 0, 1])
+    # Confidences 0.61 and 0.66 fall into the bin (9/15, 10/15], one of the two right; 0.68 and 0.95 into two others.
+    model = predictions([[0.61, 0.39], [0.34, 0.66], [0.68, 0.32], [0.95, 0.05]], [0, 0, 1, 0])
     found = measured.calibration(model)
-    assert found.error == pytest.approx((2 * abs(0.63 - 0.5) + abs(0.95 - 0.0)) / 3)
-    assert found.confidence_gap == pytest.approx((0.61 + 0.65 + 0.95) / 3 - 1 / 3)
+    assert found.error == pytest.approx((2 * abs(0.635 - 0.5) + 0.68 + abs(0.95 - 1)) / 4)
+    assert found.confidence_gap == pytest.approx((0.61 + 0.66 + 0.68 + 0.95) / 4 - 2 / 4)
 
 
 def test_calibration_errors_of_both_signs_do_not_cancel_between_bins_but_the_gap_does() -> None:
@@ -58,6 +58,18 @@ def test_churn_by_hand() -> None:
     one, other = predictions(SURE, [0, 1]), predictions(DOUBT, [0, 1])
     assert measured.mean_abs_difference(one, other) == pytest.approx((0.3 + 0.3 + 0.4 + 0.4) / 4)
     assert measured.flips(one, other) == 0.5
+
+
+@pytest.mark.parametrize("values_at_once", [1, 7, 10**6])
+def test_matrices_hold_the_churn_of_every_pair(monkeypatch: pytest.MonkeyPatch, values_at_once: int) -> None:
+    monkeypatch.setattr(measured, "VALUES_AT_ONCE", values_at_once)
+    draws = np.random.default_rng(0).dirichlet(np.ones(3), size=(4, 10))
+    models = [predictions(draw.tolist(), [0] * 10) for draw in draws]
+    differences, flipped = measured.difference_matrix(models), measured.flips_matrix(models)
+    for i in range(4):
+        for j in range(4):
+            assert differences[i, j] == pytest.approx(measured.mean_abs_difference(models[i], models[j]))
+            assert flipped[i, j] == pytest.approx(measured.flips(models[i], models[j]))
 
 
 def test_diversity_is_the_mean_over_pairs() -> None:
