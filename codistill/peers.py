@@ -51,9 +51,11 @@ class PeerTeachers:
         *,
         start_together_s: float = 0.0,
         pull: Pull = Pull(),
+        on_close: Callable[[int | None], None] = lambda finished_at: None,
     ) -> None:
         self._mailbox, self._model, self._build, self._forward = mailbox, model, build, forward
-        self._start_together_s, self._pull = start_together_s, pull
+        self._start_together_s, self._pull, self._on_close = start_together_s, pull, on_close
+        self.steps_done = 0
         self._modules: dict[int, nn.Module] = {}
         self._heard: list[Held] = []
         self._heard_at: int | None = None
@@ -61,6 +63,7 @@ class PeerTeachers:
     def begin(self, step: int) -> None:
         """Before this process's first step, `step` updates being done: publish if it is time, and at the very start of
         training wait for the peers to be there. Raises `StopRequested` when asked to stop meanwhile."""
+        self.steps_done = step
         self._mailbox.publish(step, self._model)
         if step == 0:
             self._mailbox.await_peers(self._start_together_s)
@@ -101,7 +104,8 @@ class PeerTeachers:
 
     def after_step(self, step: int) -> None:
         """Step `step` is done: publish the weights it led to if it is time."""
-        self._mailbox.publish(step + 1, self._model)
+        self.steps_done = step + 1
+        self._mailbox.publish(self.steps_done, self._model)
 
     def report(self) -> list[Mapping[str, Any]]:
         """Who is heard now, and how old they are."""
@@ -114,3 +118,4 @@ class PeerTeachers:
                 self._mailbox.publish_last(finished_at, self._model)
         finally:
             self._mailbox.close()
+            self._on_close(finished_at)
