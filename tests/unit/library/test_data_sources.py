@@ -58,7 +58,7 @@ def zstd(content: bytes) -> bytes:
 
 
 def deb(files: Mapping[str, bytes], kind: str = "xz") -> bytes:
-    parts = {"debian-binary": b"2.0\n", "control.tar.xz": tar({"control": b"Package: x\nVersion: 1.2-3\n"}, ":xz")}
+    parts = {"debian-binary": b"2.0", "control.tar.xz": tar({"control": b"Package: x\nVersion: 1.2-3\n"}, ":xz")}
     parts[f"data.tar.{kind}"] = zstd(tar(files, ":")) if kind == "zst" else tar(files, f":{kind}")
     content = b"!<arch>\n"
     for name, part in parts.items():
