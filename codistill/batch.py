@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 Outputs = Mapping[str, Tensor]
 """Named taps of one forward pass; `logits` [N, classes] is always among them."""
+
+
+def as_outputs(said: Any) -> Outputs:
+    """What a model answered as named taps: logits alone, a mapping that has them, or an object with that attribute.
+
+    Raises `TypeError` for anything else.
+    """
+    if isinstance(said, Tensor):
+        return {"logits": said}
+    if isinstance(said, Mapping) and "logits" in said:
+        return cast(Outputs, said)
+    logits = getattr(said, "logits", None)
+    if isinstance(logits, Tensor):
+        return {"logits": logits}
+    raise TypeError(
+        f"the model gave {type(said).__name__}; it must give logits: a tensor, a mapping with 'logits', or an object"
+        " with an attribute of that name"
+    )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codistill.batch import Batch
+from codistill.batch import Batch, as_outputs
 from codistill.phase import Learner, Survey
 from codistill.randomness import unseen
 
@@ -55,7 +55,7 @@ def validation_survey(batches: Callable[[], Iterable[Batch]], *, every_steps: in
     def measure(learner: Learner, batch: Batch) -> Mapping[str, float]:
         module = learner[part]
         with unseen(module):
-            return sums(module(batch.views["x"])["logits"], batch.y)
+            return sums(as_outputs(module(batch.views["x"]))["logits"], batch.y)
 
     return Survey("validation", every_steps, batches, measure, report)
 
@@ -70,7 +70,7 @@ def write_predictions(
     with pq.ParquetWriter(temporary, schema) as writer:
         for batch in batches:
             with unseen(module):
-                logits = module(batch.to(device).views["x"])["logits"]
+                logits = as_outputs(module(batch.to(device).views["x"]))["logits"]
             writer.write_table(prediction_rows(batch, F.log_softmax(logits.float(), dim=-1).cpu(), schema))
     temporary.rename(path)
 

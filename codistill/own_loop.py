@@ -18,16 +18,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from codistill.batch import Outputs
+from codistill.batch import as_outputs
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.mailbox import Counters
 from codistill.exchange.opening import Connect, Member, SnapshotScope, open_mailbox
 from codistill.exchange.snapshot import SnapshotId
 from codistill.exchange.transport import FilesTransport, Transport
-from codistill.peers import Forward, PeerTeachers, Pull
+from codistill.peers import PeerTeachers, Pull
 from codistill.ranks import Ranks
 from codistill.records import LEDGER, Recorder
 from codistill.run_dir import RunDir, read_json, write_json
@@ -123,7 +123,7 @@ def join(
         mailbox,
         bare,
         build or (lambda: copy.deepcopy(bare)),
-        _taps_of(forward or show),
+        lambda module, batch: as_outputs((forward or show)(module, batch)),
         start_together_s=start_together_s,
         pull=Pull(weight, temperature),
         on_close=left,
@@ -141,26 +141,6 @@ def show(module: nn.Module, batch: Any) -> Any:
             return module(batch[0])
         case _:
             return module(batch)
-
-
-def _taps_of(forward: Callable[[nn.Module, Any], Any]) -> Forward:
-    """`forward`, whatever the form in which it gives logits: alone, in a mapping, or as an attribute."""
-
-    def taps(module: nn.Module, batch: Any) -> Outputs:
-        said = forward(module, batch)
-        if isinstance(said, Tensor):
-            return {"logits": said}
-        if isinstance(said, Mapping) and "logits" in said:
-            return cast(Outputs, said)
-        logits = getattr(said, "logits", None)
-        if isinstance(logits, Tensor):
-            return {"logits": logits}
-        raise TypeError(
-            f"forward gave {type(said).__name__}; it must give the logits: a tensor, a mapping with 'logits', or an"
-            " object with an attribute of that name"
-        )
-
-    return taps
 
 
 def _files(scope: SnapshotScope) -> Transport:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from codistill.batch import Batch, Outputs
+from codistill.batch import Batch, Outputs, as_outputs
 from codistill.randomness import Name, generator
 from codistill.schedules import Factor
 from codistill.teachers import TeacherSource
@@ -53,7 +53,7 @@ class Step:
 
     def show(self, part: str, view: str = "x") -> Outputs:
         """The taps of `part` for a view of the batch."""
-        return self.parts[part](self.batch.views[view])
+        return as_outputs(self.parts[part](self.batch.views[view]))
 
     def draw(self, name: Name) -> torch.Generator:
         """This step's random stream of that name, the same whenever the step is repeated."""

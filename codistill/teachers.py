@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from codistill.batch import Batch, Outputs
+from codistill.batch import Batch, Outputs, as_outputs
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.mailbox import Mailbox
 from codistill.peers import PeerTeachers
@@ -83,6 +83,6 @@ class Peers:
             opening.open_mailbox(shown, self.publish),
             shown,
             lambda: opening.build_part(self.part),
-            lambda module, batch: module(batch.views[self.view]),
+            lambda module, batch: as_outputs(module(batch.views[self.view])),
             start_together_s=opening.start_together_s,
         )

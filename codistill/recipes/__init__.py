@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from codistill.recipes.base import Recipe, RecipeUnavailable
 from codistill.recipes.digits import DigitsRecipe
 from codistill.recipes.images import ImagesRecipe
+from codistill.recipes.own import open_installed
 from codistill.recipes.tabular import TabularRecipe
 from codistill.recipes.text import TextRecipe
-from codistill.spec import Digits, Images, JobSpec, Tabular, Text
+from codistill.spec import Digits, Images, Installed, JobSpec, Tabular, Text
 
 __all__ = ["Recipe", "RecipeUnavailable", "open_recipe"]
 
 
 def open_recipe(spec: JobSpec) -> Recipe:
-    """The recipe a spec names. Raises `RecipeUnavailable` when something is not installed."""
+    """The recipe a spec names. Raises `RecipeUnavailable` when something is not installed, `ValueError` when an
+    installed recipe does not take its options."""
     match spec.recipe:
         case Digits():
             return DigitsRecipe(spec.recipe)
@@ -23,5 +27,7 @@ def open_recipe(spec: JobSpec) -> Recipe:
             return TextRecipe(spec.recipe)
         case Tabular():
             return TabularRecipe(spec.recipe)
+        case Installed():
+            return open_installed(spec.recipe)
         case _:
-            raise RecipeUnavailable(f"recipe '{spec.recipe.kind}' is not there yet")
+            assert_never(spec.recipe)
