@@ -106,7 +106,9 @@ def _refuse_what_is_no_distribution(predictions: Predictions, path: Path) -> Non
     classes = predictions.log_probabilities.shape[1]
     if labels.min() < 0 or labels.max() >= classes:
         raise NothingToCompare(f"{path}: labels reach from {labels.min()} to {labels.max()}, classes are {classes}")
-    off = ~(np.abs(predictions.probabilities.sum(-1) - 1) <= SUM_TOLERANCE)  # NaN is off, too
+    off = ~(
+        np.abs(np.exp(predictions.log_probabilities).sum(-1, dtype=np.float64) - 1) <= SUM_TOLERANCE
+    )  # NaN is off, too
     if off.any():
         raise NothingToCompare(
             f"{path}: {off.sum()} of {len(ids)} rows are no distributions, first that of sample {ids[off][0]};"

@@ -168,6 +168,18 @@ def test_differences_are_paired_by_seed_whatever_the_order(tmp_path: Path) -> No
     assert (accuracy.interval.mean, accuracy.verdict) == (pytest.approx(0.5 / 3), "no difference shown")
 
 
+def test_the_difference_in_churn_is_arm_less_baseline(tmp_path: Path) -> None:
+    solo = one_model_runs(tmp_path, "solo", {1: 0.5, 2: 0.6, 3: 0.8})
+    pair = one_model_runs(tmp_path, "pair", {1: 0.6, 2: 0.65, 3: 0.68})
+    comparison = compare({"solo": solo, "pair": pair})
+    difference = next(one for one in comparison.differences if one.metric == "mean_abs_difference")
+    assert difference.interval is not None
+    mean = (0.05 + 0.08 + 0.03) / 3 - (0.1 + 0.3 + 0.2) / 3
+    without = np.array([0.03 - 0.2, 0.08 - 0.3, 0.05 - 0.1])  # one pair is left of each arm
+    half = 4.302653 * np.sqrt(2 / 3 * ((without - without.mean()) ** 2).sum())
+    assert (difference.interval.mean, difference.interval.low) == pytest.approx((mean, mean - half), rel=1e-5)
+
+
 def test_seeds_without_partner_are_named_and_do_not_count(tmp_path: Path) -> None:
     solo = one_model_runs(tmp_path, "solo", {1: 0.5, 2: 0.6, 9: 0.99})
     pair = one_model_runs(tmp_path, "pair", {1: 0.6, 2: 0.7, 4: 0.51})
