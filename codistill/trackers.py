@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from codistill.mirror import TensorBoardMirror
+from codistill import mirror
 from codistill.run_dir import RunDir
 from codistill.spec import JobSpec
 
@@ -36,7 +36,7 @@ class Tracker(Protocol):
         ...
 
     def flush(self) -> None:
-        """Make what was added outlive this process; before every checkpoint."""
+        """Make what was added outlive this process, as far as the tracker can; before every checkpoint."""
         ...
 
     def close(self) -> None: ...
@@ -60,7 +60,7 @@ def open_trackers(
     One that cannot be opened, because its package is missing, say, stays and counts every call as a failure.
     """
     openers: dict[str, Callable[[], Sink]] = {
-        "tensorboard": lambda: TensorBoardMirror(run.root / "tensorboard" / replica, resume_step=resume_step),
+        "tensorboard": lambda: mirror.TensorBoardMirror(run.root / "tensorboard" / replica, resume_step=resume_step),
         "mlflow": lambda: MlflowSink(run, replica, spec),
         "wandb": lambda: WandbSink(run, replica, spec, resume_step),
     }
@@ -176,6 +176,7 @@ class WandbSink:
         settings = wandb.Settings(
             console="off", silent=True, disable_git=True, disable_code=True,
             x_disable_stats=True, x_disable_meta=True, x_save_requirements=False,
+            x_transaction_log_flush_interval=mirror.FLUSH_INTERVAL_S,
         )  # fmt: skip
         self._run: Any = wandb.init(
             project=spec.name,
@@ -193,7 +194,7 @@ class WandbSink:
         self._run.log(dict(values), step=step)
 
     def flush(self) -> None:
-        """Nothing to do: values are handed to a process of W&B's own, which outlives this one."""
+        """Nothing can be done: a process of W&B's own writes every two seconds, and a kill loses what came after."""
 
     def close(self) -> None:
         self._run.finish()

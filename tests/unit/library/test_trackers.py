@@ -253,3 +253,28 @@ def test_wandb_is_offline_and_holds_values_and_spec(tmp_path: Path) -> None:
     # Neither the address of a git remote nor a command line.
     assert not any(record.HasField("files") and "wandb-metadata" in str(record.files) for record in records)
     assert not begun.git.remote_url
+
+
+WANDB_KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from codistill import mirror
+mirror.FLUSH_INTERVAL_S = 0.1
+from codistill.run_dir import RunDir
+from codistill.trackers import open_trackers
+run = RunDir(Path(sys.argv[1]), "job")
+(tracker,) = open_trackers(["wandb"], run, "replica-0", run.read_spec())
+for step in range(50):
+    tracker.add_values(step, {"train/loss": float(step)})
+time.sleep(2)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@needs_wandb
+def test_wandb_keeps_what_it_had_written_before_a_kill(tmp_path: Path) -> None:
+    run = new_run(tmp_path, small_spec())
+    subprocess.run([sys.executable, "-c", WANDB_KILLED, str(tmp_path)], capture_output=True, check=False)
+    (path,) = run.root.glob("wandb/wandb/offline-run-*/run-*.wandb")
+    steps = [record.history.step.num for record in wandb_records(path) if record.HasField("history")]
+    assert steps == list(range(49))  # the last is kept open, for more values of the same step
