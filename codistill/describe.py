@@ -1,0 +1,140 @@
+"""Facts about a spec without training: `python -P -m codistill.describe SPEC`, JSON on standard output.
+
+Models are built on torch's meta device, which has shapes but no memory, so a machine without the data or a GPU can tell
+what a job will take. A service without torch asks this as a command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codistill.batch import as_outputs
+from codistill.recipes import RecipeUnavailable, open_recipe
+from codistill.recipes.base import Recipe
+from codistill.spec import AdamW, JobSpec
+from codistill.spec_errors import SpecError, load_spec, parse_spec
+from codistill.throughput import TRAINING_FACTOR, forward_flops
+from codistill.topology import teachers_of
+
+EXIT_BAD_SPEC, EXIT_UNAVAILABLE = 2, 3
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank while it trains, by what they hold; the framework's own and what is cached are not in it."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    teachers: int
+    """On the CPU they are mapped from the exchange and shared by all readers of a node; on a GPU they are copies."""
+    activations: int
+    """Kept for the backward pass of one micro-batch."""
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+def describe(spec: JobSpec) -> dict[str, Any]:
+    """What a job of this spec trains, sends and takes. Raises `RecipeUnavailable`, and `ValueError` for options that a
+    recipe does not take."""
+    recipe = open_recipe(spec)
+    with torch.device("meta"):
+        model = recipe.build_model()
+    model.to("meta")  # what was put elsewhere by name
+    taps, activations = _forward(
+        recipe, model, spec.training.batch_size // spec.replicas.ranks // spec.training.accumulate
+    )
+    weights, buffers = _bytes(model.parameters()), _bytes(model.buffers())
+    teachers = len(teachers_of(spec.exchange.topology, 0, spec.replicas.count)) if spec.exchanges else 0
+    flops = forward_flops(model, recipe.example(1))
+    memory = Memory(
+        weights=weights + buffers,
+        gradients=weights,
+        optimizer=(2 if isinstance(spec.training.optimizer, AdamW) else 1) * weights,
+        average=0 if spec.training.ema_decay is None else weights + buffers,
+        teachers=teachers * (weights + buffers),
+        activations=activations,
+    )
+    return {
+        "recipe": spec.recipe.kind,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "classes": recipe.classes,
+        "unit": recipe.unit,
+        "units_per_sample": recipe.units_per_sample,
+        "taps": taps,
+        "teachers_per_replica": teachers,
+        "bytes_per_snapshot": weights + _bytes(_kept_buffers(model)),
+        "bytes_received_per_exchange": teachers * (weights + _bytes(_kept_buffers(model))),
+        "forward_flops_per_sample": flops,
+        "training_flops_per_step": TRAINING_FACTOR * flops * spec.training.batch_size
+        + teachers * flops * spec.training.batch_size,
+        "memory_bytes_per_rank": {**asdict(memory), "total": memory.total},
+    }
+
+
+def _forward(recipe: Recipe, model: nn.Module, samples: int) -> tuple[dict[str, list[int]], int]:
+    """Shapes of the taps for a batch of `samples`, and the bytes that autograd keeps for its backward pass."""
+    example = recipe.example(samples)
+    # By storage, since several views of one are often kept, and alive, since a storage may take another's place.
+    kept: dict[int, Tensor] = {}
+    owned = {_storage(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in owned:
+            kept.setdefault(_storage(tensor), tensor)
+        return tensor
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = as_outputs(model(example.views["x"].to("meta")))
+    return {name: list(tap.shape[1:]) for name, tap in outputs.items()}, sum(
+        one.untyped_storage().nbytes() for one in kept.values()
+    )
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)  # pyright: ignore[reportPrivateUsage] - the only name a storage has
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _kept_buffers(model: nn.Module) -> list[Tensor]:
+    kept = model.state_dict(keep_vars=True).keys()
+    return [buffer for name, buffer in model.named_buffers() if name in kept]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="codistill.describe", description="Facts about a spec, without training.")
+    parser.add_argument("spec", help="a .toml or .json file; - reads JSON from standard input")
+    given = parser.parse_args(arguments)
+    try:
+        spec = parse_spec(sys.stdin.read()) if given.spec == "-" else load_spec(Path(given.spec))
+        print(json.dumps(describe(spec), indent=2))
+    except SpecError as error:
+        for problem in error.problems:
+            print(f"codistill: {problem}", file=sys.stderr)
+        return EXIT_BAD_SPEC
+    except ValueError as error:
+        print(f"codistill: {error}", file=sys.stderr)
+        return EXIT_BAD_SPEC
+    except RecipeUnavailable as error:
+        print(f"codistill: {error}", file=sys.stderr)
+        return EXIT_UNAVAILABLE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

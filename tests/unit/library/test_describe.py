@@ -1,0 +1,72 @@
+"""Facts about a spec, against what training really does and against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from codistill import describe as module
+from codistill.data.split import TensorSplit
+from codistill.describe import describe, main
+from codistill.recipes.own import OwnRecipe
+from tests.support import SMALL, new_run, run_in_turns, small_spec
+
+
+def test_bytes_are_those_that_travel(tmp_path: Path) -> None:
+    spec = small_spec(replicas={"count": 3})
+    facts = describe(spec)
+    results = run_in_turns(new_run(tmp_path, spec))
+    sent = results[0]["bytes_sent"]
+    assert facts["bytes_per_snapshot"] * 5 == sent  # versions 3, 4, 6, 8, 10
+    assert facts["bytes_received_per_exchange"] * 5 == results[0]["bytes_received"] == 2 * sent
+    assert facts["teachers_per_replica"] == 2
+    assert (facts["classes"], facts["taps"]) == (10, {"features": [32], "logits": [10]})
+
+
+def test_memory_and_work_of_a_small_net_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = TensorSplit(torch.arange(4), torch.zeros(4, dtype=torch.int64), {"x": torch.zeros(4, 30)})
+    net = OwnRecipe(2, lambda: nn.Sequential(nn.Linear(30, 16), nn.ReLU(), nn.Linear(16, 2)), lambda name: split)
+    monkeypatch.setattr(module, "open_recipe", lambda spec: net)
+    training = {"batch_size": 8, "accumulate": 2, "ema_decay": 0.9, "optimizer": {"kind": "adamw"}}
+    facts = describe(small_spec(training=training))
+    parameters = 30 * 16 + 16 + 16 * 2 + 2
+    assert facts["parameters"] == parameters
+    micro = 4
+    assert facts["memory_bytes_per_rank"] == {
+        "weights": 4 * parameters,
+        "gradients": 4 * parameters,
+        "optimizer": 8 * parameters,
+        "average": 4 * parameters,
+        "teachers": 4 * parameters,
+        "activations": 4 * micro * (30 + 16),  # the input, and the ReLU's output, which is the next layer's input
+        "total": 24 * parameters + 4 * micro * 46,
+    }
+    forward = 2 * (30 * 16 + 16 * 2)
+    assert facts["forward_flops_per_sample"] == forward
+    assert facts["training_flops_per_step"] == 8 * forward * (3 + 1)
+
+
+def test_the_command_needs_no_data_and_says_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(SMALL))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "codistill.describe", str(spec)], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == describe(small_spec())
+    missing: dict[str, Any] = {**SMALL, "recipe": {"kind": "installed", "name": "nowhere"}}
+    for content, code, words in (
+        ({**SMALL, "colour": 1}, 2, "colour"),
+        (missing, 3, "no installed package declares a recipe 'nowhere'"),
+    ):
+        spec.write_text(json.dumps(content))
+        assert main([str(spec)]) == code
+        assert words in capsys.readouterr().err
