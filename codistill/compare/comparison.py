@@ -8,6 +8,7 @@ from typing import Any
 
 from codistill.compare.arms import Entry, default_baseline, find_entries, known_arm
 from codistill.compare.models import (
+    Incumbent,
     Model,
     ensemble_over_runs,
     read_incumbent,
@@ -15,7 +16,6 @@ from codistill.compare.models import (
     served_and_ensemble,
 )
 from codistill.compare.paired import repeated
-from codistill.compare.predictions import Predictions
 from codistill.compare.render import arms_text, as_csv, differences_text
 from codistill.compare.rows import Difference, Measured, Row, Score, differences, measure
 from codistill.run_dir import RunDir
@@ -79,7 +79,7 @@ def compare(
     how much those differ is their diversity. `ensemble_of` adds arms of averaged predictions: of the replicas of each
     run where runs have trained several for that arm, else one over all its runs. `baseline` is an arm named solo, or
     else the first, unless given. `incumbent` is a run and perhaps a replica: a deployed model, against which the churn
-    of every arm is measured.
+    of every arm is measured, its own run left out.
 
     Differences in log loss, accuracy and calibration error are paired by seed, with Student's t interval; those in
     churn have a jackknife interval over seeds (`paired.churn_interval`). Runs that share a seed within an arm stand as
@@ -105,7 +105,7 @@ def compare(
 
 
 def _measure_all(
-    entries: Mapping[str, Sequence[Entry]], wanted: Sequence[str], incumbent: Predictions | None, notes: list[str]
+    entries: Mapping[str, Sequence[Entry]], wanted: Sequence[str], incumbent: Incumbent | None, notes: list[str]
 ) -> dict[str, Measured]:
     """Arm after arm, so that the predictions of one are in memory at a time; ensembles come last."""
     measured: dict[str, Measured] = {}
@@ -118,7 +118,9 @@ def _measure_all(
         for model in models:
             require_same_rows(model.test, f"{_name(model)} of arm '{arm}'", reference.test, _name(reference))
         if incumbent is not None:
-            require_same_rows(incumbent, "the incumbent", reference.test, _name(reference))
+            require_same_rows(incumbent.test, "the incumbent", reference.test, _name(reference))
+            for model in filter(incumbent.is_relative, models):
+                notes.append(f"{_name(model)} of arm '{arm}' is of the incumbent's own run: not in churn to it")
         measured[arm] = measure(arm, models, incumbent)
         if arm in wanted:
             name, averaged = _ensembles(arm, own, both, notes)

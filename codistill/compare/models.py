@@ -27,6 +27,19 @@ class Model:
     bytes_exchanged: int
 
 
+@dataclass(frozen=True)
+class Incumbent:
+    """A deployed model: what it predicted on the test set, and the run and arm that it came from."""
+
+    run: RunDir
+    arm: str
+    test: Predictions
+
+    def is_relative(self, model: Model) -> bool:
+        """Whether it is this very model, or one trained beside it for the same arm, which agrees by construction."""
+        return model.run == self.run and (model.replica is None or arm_of(model.replica) == self.arm)
+
+
 def served_and_ensemble(entry: Entry, *, ensembled: bool) -> tuple[Model, Model | None]:
     """The replica with the lowest log loss on validation; and, if wanted and there are several, their average."""
     validation = {name: read_predictions(entry.run, entry.fence, name, "validation") for name in entry.replicas}
@@ -60,8 +73,8 @@ def ensemble_over_runs(models: Sequence[Model]) -> Model:
     )
 
 
-def read_incumbent(run: RunDir, replica: str | None) -> Predictions:
-    """What a deployed model predicted on the test set; without `replica`, the one that its run would serve.
+def read_incumbent(run: RunDir, replica: str | None) -> Incumbent:
+    """A deployed model; without `replica`, the one that its run would serve.
 
     Raises `ArmError` when the run has no such replica, `NothingToCompare` when it has not succeeded.
     """
@@ -70,12 +83,13 @@ def read_incumbent(run: RunDir, replica: str | None) -> Predictions:
     if replica is not None:
         if replica not in ended:
             raise ArmError(f"--incumbent {run.job_id}:{replica}: that run's replicas are {', '.join(ended)}")
-        return read_predictions(run, fence, replica, "test")
+        return Incumbent(run, arm_of(replica), read_predictions(run, fence, replica, "test"))
     own = [name for name in ended if arm_of(name) == MAIN]
     if not own:
         raise NothingToCompare(f"no replica of {run.job_id} has succeeded; --incumbent RUN:REPLICA names one")
     losses = {name: log_loss(read_predictions(run, fence, name, "validation")) for name in own}
-    return read_predictions(run, fence, min(losses, key=lambda name: losses[name]), "test")
+    best = min(losses, key=lambda name: losses[name])
+    return Incumbent(run, MAIN, read_predictions(run, fence, best, "test"))
 
 
 def require_same_rows(model: Predictions, what: str, reference: Predictions, reference_name: str) -> None:

@@ -15,9 +15,9 @@ from codistill.compare.metrics import (
     log_loss,
     mean_abs_difference,
 )
-from codistill.compare.models import Model
+from codistill.compare.models import Incumbent, Model
 from codistill.compare.paired import Interval, Verdict, by_seed, churn_interval, paired_differences, t_interval, verdict
-from codistill.compare.predictions import Floats, Predictions
+from codistill.compare.predictions import Floats
 from codistill.run_dir import RunDir
 
 LOWER_IS_BETTER = {
@@ -74,7 +74,7 @@ class Row:
     """Between the replicas of one run; None where a run has trained one only."""
     diversity_kl_nats: float | None = None
     incumbent_mean_abs_difference: float | None = None
-    """Churn against the deployed model, if one was given."""
+    """Churn against the deployed model, if one was given; None where it is the only run of the arm."""
     incumbent_flips: float | None = None
     one_model: bool = True
     """False for an ensemble, which costs several forward passes to serve."""
@@ -106,7 +106,7 @@ class Measured:
         return [score.seed for score in self.scores if score.seed is not None]
 
 
-def measure(arm: str, models: Sequence[Model], incumbent: Predictions | None, *, one_model: bool = True) -> Measured:
+def measure(arm: str, models: Sequence[Model], incumbent: Incumbent | None, *, one_model: bool = True) -> Measured:
     """Score every model of an arm, and the arm."""
     scores = tuple(_score(arm, model, incumbent) for model in models)
     tests = [model.test for model in models]
@@ -154,8 +154,9 @@ def _interval(metric: str, arm: Measured, baseline: Measured) -> Interval | None
     return t_interval(paired_differences(*values))
 
 
-def _score(arm: str, model: Model, incumbent: Predictions | None) -> Score:
+def _score(arm: str, model: Model, incumbent: Incumbent | None) -> Score:
     calibrated, among = calibration(model.test), model.diversity
+    deployed = None if incumbent is None or incumbent.is_relative(model) else incumbent.test
     return Score(
         arm=arm,
         run=model.run,
@@ -170,8 +171,8 @@ def _score(arm: str, model: Model, incumbent: Predictions | None) -> Score:
         bytes_exchanged=model.bytes_exchanged,
         diversity_flips=None if among is None else among.flips,
         diversity_kl_nats=None if among is None else among.kl_nats,
-        incumbent_mean_abs_difference=None if incumbent is None else mean_abs_difference(model.test, incumbent),
-        incumbent_flips=None if incumbent is None else flips(model.test, incumbent),
+        incumbent_mean_abs_difference=None if deployed is None else mean_abs_difference(model.test, deployed),
+        incumbent_flips=None if deployed is None else flips(model.test, deployed),
     )
 
 

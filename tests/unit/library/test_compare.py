@@ -147,6 +147,19 @@ def test_churn_against_a_deployed_model(tmp_path: Path) -> None:
         compare({"new": runs}, incumbent=(old, "replica-7"))
 
 
+def test_the_deployed_model_itself_is_not_among_its_retrainings(tmp_path: Path) -> None:
+    def run(name: str, share: float) -> RunDir:
+        models = {"replica-0": (sure(share), sure(share)), "solo-0": (sure(0.5), sure(0.5))}
+        return ended_run(tmp_path, name, models, LABELS)
+
+    runs = [run("old", 0.6), run("new", 0.7), run("newer", 0.9)]
+    comparison = compare({"x": runs}, incumbent=(runs[0], None), ensemble_of="x")
+    rows = {row.arm: row for row in comparison.rows}
+    assert rows["x"].incumbent_mean_abs_difference == pytest.approx((0.1 + 0.3) / 2)
+    assert rows["solo"].incumbent_mean_abs_difference == pytest.approx(0.1)  # all three are other models
+    assert "replica-0 of old of arm 'x' is of the incumbent's own run: not in churn to it" in comparison.notes
+
+
 # ---------------------------------------------------------------- differences
 
 
