@@ -92,6 +92,17 @@ def test_an_ensemble_of_the_replicas_of_each_run_is_an_arm_with_seeds(tmp_path: 
     assert difference.interval.mean == pytest.approx(averaged.log_loss - served.log_loss)
 
 
+def test_a_run_that_has_lost_a_replica_has_no_ensemble(tmp_path: Path) -> None:
+    both = {"replica-0": (SURE, SURE), "replica-1": (DOUBT, DOUBT)}
+    whole = ended_run(tmp_path, "whole", both, LABELS, seed=1)
+    degraded = ended_run(tmp_path, "degraded", {"replica-0": (WRONG, WRONG)}, LABELS, seed=2, failed=["replica-1"])
+    comparison = compare({"pair": [whole, degraded]}, ensemble_of="pair")
+    averaged = comparison.rows[1]
+    assert (averaged.arm, averaged.runs) == ("ensemble of 2 pair", 1)
+    assert averaged.log_loss == pytest.approx(-np.log([0.75, 0.6]).mean())
+    assert "degraded has 1 of 2 replicas of pair: no ensemble of that run" in comparison.notes
+
+
 def test_controls_of_a_run_are_arms_of_their_own_and_paired_with_it(tmp_path: Path) -> None:
     runs = [
         ended_run(
@@ -148,15 +159,15 @@ def test_churn_against_a_deployed_model(tmp_path: Path) -> None:
 
 
 def test_the_deployed_model_itself_is_not_among_its_retrainings(tmp_path: Path) -> None:
-    def run(name: str, share: float) -> RunDir:
-        models = {"replica-0": (sure(share), sure(share)), "solo-0": (sure(0.5), sure(0.5))}
+    def run(name: str, share: float, alone: float) -> RunDir:
+        models = {"replica-0": (sure(share), sure(share)), "solo-0": (sure(alone), sure(alone))}
         return ended_run(tmp_path, name, models, LABELS)
 
-    runs = [run("old", 0.6), run("new", 0.7), run("newer", 0.9)]
-    comparison = compare({"x": runs}, incumbent=(runs[0], None), ensemble_of="x")
+    runs = [run("old", 0.6, 0.5), run("new", 0.7, 0.55), run("newer", 0.9, 0.55)]
+    comparison = compare({"x": runs}, incumbent=(runs[0], None))
     rows = {row.arm: row for row in comparison.rows}
     assert rows["x"].incumbent_mean_abs_difference == pytest.approx((0.1 + 0.3) / 2)
-    assert rows["solo"].incumbent_mean_abs_difference == pytest.approx(0.1)  # all three are other models
+    assert rows["solo"].incumbent_mean_abs_difference == pytest.approx((0.1 + 0.05 + 0.05) / 3)  # all are other models
     assert "replica-0 of old of arm 'x' is of the incumbent's own run: not in churn to it" in comparison.notes
 
 
@@ -247,9 +258,10 @@ def test_runs_are_grouped_by_their_spec_but_for_seed_name_and_labels(tmp_path: P
         small_spec(name="pair", seed=1),
         small_spec(name="solo", method={"kind": "solo"}),
         small_spec(name="pair-again", seed=2, labels={"who": "me"}),
+        small_spec(name="pair", seed=3),
     ]
     runs = [new_run(tmp_path, spec, f"r-{i}") for i, spec in enumerate(specs)]
-    assert group_by_spec(runs) == {"pair": [runs[0], runs[2]], "solo": [runs[1]]}
+    assert group_by_spec(runs) == {"pair": [runs[0], runs[2], runs[3]], "solo": [runs[1]]}
 
 
 def test_two_arms_of_one_name_must_be_named(tmp_path: Path) -> None:

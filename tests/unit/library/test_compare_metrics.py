@@ -34,9 +34,9 @@ def test_a_probability_of_zero_costs_690_nats_and_not_infinity() -> None:
 
 def test_calibration_by_hand() -> None:
     # Confidences 0.61 and 0.66 fall into the bin (9/15, 10/15], one of the two right; 0.68 and 0.95 into two others.
-    model = predictions([[0.61, 0.39], [0.34, 0.66], [0.68, 0.32], [0.95, 0.05]], [0, 0, 1, 0])
+    model = predictions([[0.61, 0.39], [0.34, 0.66], [0.68, 0.32], [0.95, 0.05]], [0, 0, 0, 1])
     found = measured.calibration(model)
-    assert found.error == pytest.approx((2 * abs(0.635 - 0.5) + 0.68 + abs(0.95 - 1)) / 4)
+    assert found.error == pytest.approx((2 * abs(0.635 - 0.5) + abs(0.68 - 1) + 0.95) / 4)
     assert found.confidence_gap == pytest.approx((0.61 + 0.66 + 0.68 + 0.95) / 4 - 2 / 4)
 
 
