@@ -28,9 +28,10 @@ def synthetic_datasets(home: Path) -> None:
 
 
 def write_images(home: Path, name: str = "fashion-mnist", *, side: int = 28, classes: int = 10) -> Dataset:
-    """Images [1, side, side]: each class is a grey pattern of its own under noise."""
+    """Images [1, side, side]: each class is a pattern of grey squares of its own, under noise."""
     random = np.random.default_rng(1)
-    patterns = random.integers(0, 160, (classes, 1, side, side))
+    squares = random.integers(0, 160, (classes, 1, (side + 6) // 7, (side + 6) // 7))
+    patterns = squares.repeat(7, axis=2).repeat(7, axis=3)[:, :, :side, :side]
     splits: dict[Part, Images] = {}
     for part in PARTS:
         labels = random.integers(0, classes, SIZES[part])
