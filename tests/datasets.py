@@ -18,6 +18,8 @@ from codistill.data.layouts import Images, Layout, Rows, image_layout, row_layou
 from codistill.data.writing import Description, write_dataset
 
 SIZES: dict[Part, int] = {"train": 600, "validation": 120, "test": 160}
+TEXT_SIZES: dict[Part, int] = {"train": 1500, "validation": 700, "test": 700}
+"""Enough for the 256 windows of 128 bytes that the recipe `text` looks at by default."""
 
 
 def synthetic_datasets(home: Path) -> None:
@@ -45,7 +47,8 @@ def write_text(home: Path, name: str = "gcide") -> Dataset:
     random = np.random.default_rng(2)
     words = ["".join(random.choice(list("abcdefghij"), random.integers(2, 7))) for _ in range(40)]
     entries: dict[Part, Sequence[str]] = {
-        part: [" ".join(random.choice(words, random.integers(8, 16))) for _ in range(SIZES[part])] for part in PARTS
+        part: [" ".join(random.choice(words, random.integers(8, 16))) for _ in range(TEXT_SIZES[part])]
+        for part in PARTS
     }
     return _write(home, name, text_layout(entries))
 
