@@ -10,6 +10,7 @@ This package never imports Ray, and importing it does not import torch: a servic
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "join":
-        from codistill.own_loop import join
-
-        return join
+    if name == "join":  # only now, since it brings torch
+        return import_module("codistill.own_loop").join
     raise AttributeError(f"module 'codistill' has no attribute {name!r}")

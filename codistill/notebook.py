@@ -19,6 +19,7 @@ from codistill.ranks import Ranks
 from codistill.records import LEDGER, METRICS, Recorder, compact
 from codistill.telemetry import Telemetry
 from codistill.throughput import Throughput
+from codistill.trackers import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +44,17 @@ class Notebook:
 
         self.ledger = recorder("ledger", LEDGER)
         self._metrics = recorder("metrics", METRICS)
+        self._trackers: Sequence[Tracker] = ()
         self._last = (0, time.monotonic())
+
+    def mirror_to(self, trackers: Sequence[Tracker]) -> None:
+        """Show these, too, every value from now on."""
+        self._trackers = trackers
 
     def begin(self, phase: str, step: int) -> None:
         """The phase goes on from `step`; speed is measured from here."""
         beat = self.telemetry.beat
-        beat.phase, beat.step, beat.first_step = phase, step, step
+        beat.phase, beat.step, beat.first_step, beat.first_step_at = phase, step, step, None
         self._last = (step, time.monotonic())
 
     def log(self, step: int, stats: Mapping[str, Tensor], teachers: Sequence[Mapping[str, Any]]) -> None:
@@ -77,13 +83,19 @@ class Notebook:
         """Put on the disk what has been written so far."""
         self._metrics.flush()
         self.ledger.flush()
+        for tracker in self._trackers:
+            tracker.flush()
 
     def close(self) -> None:
         """Nothing more will be written: one file each instead of many."""
         self.flush()
+        for tracker in self._trackers:
+            tracker.close()
         compact(self._directory / "metrics", METRICS)
         compact(self._directory / "ledger", LEDGER)
 
     def _record(self, step: int, values: dict[str, float]) -> None:
         self._metrics.add_values(step, values)
+        for tracker in self._trackers:
+            tracker.add_values(step, values)
         self.telemetry.measured(values)

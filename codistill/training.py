@@ -15,6 +15,7 @@ from codistill.batch import Batch
 from codistill.checkpoint import Checkpoint, load, load_newest, readable_in, save
 from codistill.data.loader import read_ahead
 from codistill.data.split import SplitName, in_order
+from codistill.environment import write_environment
 from codistill.evaluate import write_predictions
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.mailbox import Counters, Mailbox, StopRequested
@@ -34,6 +35,7 @@ from codistill.spec import JobSpec, replica_name
 from codistill.teachers import Opening, Teacher
 from codistill.telemetry import Telemetry
 from codistill.throughput import throughput_of
+from codistill.trackers import open_trackers
 from codistill.work import PhaseInProgress
 
 log = logging.getLogger(__name__)
@@ -87,6 +89,8 @@ class ReplicaTraining:
             log.info("%s goes on from step %d of attempt %d", self.name, resumed.step, resumed.fence)
             self.notebook.counters = Counters(**resumed.values["counters"])
             self.seconds_before = float(resumed.values["seconds"])
+        if self.ranks.leads:
+            self._open_records(0 if resumed is None else resumed.step)
         for number, phase in enumerate(self.phases):
             work = self._begin(phase)
             if resumed is not None and number < at_phase:
@@ -106,6 +110,12 @@ class ReplicaTraining:
         self.notebook.telemetry.beat.state = "finishing"
         self._write_outcome(self.phases[-1], self.finished[self.phases[-1].name])
         return self._result("succeeded", self.spec.training.steps)
+
+    def _open_records(self, resume_step: int) -> None:
+        if self.me.replica == 0:
+            write_environment(self.run, self.me.fence, self.spec, data_digests=self.recipe.data_digests())
+        names = self.spec.training.trackers
+        self.notebook.mirror_to(open_trackers(names, self.run, self.name, self.spec, resume_step))
 
     def _begin(self, phase: Phase) -> PhaseInProgress:
         seed_everything(*self._stream(phase), "init")

@@ -10,6 +10,7 @@ import pytest
 NO_TORCH = [
     "codistill", "codistill.spec", "codistill.spec_errors", "codistill.run_dir", "codistill.records",
     "codistill.capacity", "codistill.compare", "codistill.outcome", "codistill.progress", "codistill.local",
+    "codistill.environment", "codistill.mirror", "codistill.trackers",
 ]  # fmt: skip
 LIBRARY = ["codistill.replica", "codistill.methods", "codistill.exchange.mailbox"]
 SERVICE = ["jobs.cli", "jobs.api", "jobs.store", "jobs.manager", "jobs.client"]

@@ -73,7 +73,7 @@ def test_the_example_runs_alone_and_under_torchrun(tmp_path: Path) -> None:
     """Two replicas of one process each, then of two ranks each: in lockstep the same to rounding."""
     alone = [[sys.executable, str(EXAMPLES / "own_loop.py")]] * 2
     torchrun = [
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", 
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
          "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(EXAMPLES / "own_loop.py")]
     ] * 2  # fmt: skip
     for name, commands in (("alone", alone), ("ranks", torchrun)):

@@ -16,7 +16,7 @@ from codistill import records
 from codistill.checkpoint import load_newest, readable_in
 from codistill.exchange.transport import FilesTransport, Hub
 from codistill.replica import train_replica
-from codistill.run_dir import RunDir
+from codistill.run_dir import RunDir, read_json
 from codistill.spec import JobSpec
 from tests.support import final_weights, fingerprint, new_run, run_in_turns, small_spec
 
@@ -66,9 +66,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [fingerprint(final_weights(run, index)) for index in range(2)]
 
 
-def lockstep() -> JobSpec:
+def lockstep(**more: Any) -> JobSpec:
     # Checkpoints after 5 and 10 steps, versions 3, 6, 9: neither is a multiple of the other.
-    return small_spec(exchange={"interval_steps": 3}, limits={"lockstep_timeout_s": 60.0})
+    return small_spec(exchange={"interval_steps": 3}, limits={"lockstep_timeout_s": 60.0}, **more)
 
 
 @pytest.mark.slow
@@ -120,3 +120,13 @@ def test_a_replica_whose_attempt_was_superseded_stops_and_leaves_no_trace(tmp_pa
     loaded = load_newest(run.checkpoints("replica-0"), readable_in(run, 2, "replica-0"))
     assert loaded is not None
     assert loaded.step == 10
+
+
+def test_what_a_run_was_made_with_and_where_its_metrics_are_mirrored(tmp_path: Path) -> None:
+    run = run_with_kills(tmp_path, lockstep(training={"trackers": ["tensorboard"]}), {0: 8})
+    environment = read_json(run.attempt(1) / "environment.json") or {}
+    assert environment["seeds"]["job"] == 0
+    assert set(environment["data_digests"]) == {"digits"}
+    assert environment["versions"]["torch"].startswith("2.")
+    for index, incarnations in enumerate((2, 1)):
+        assert len(list((run.root / "tensorboard" / f"replica-{index}").iterdir())) == incarnations
