@@ -117,15 +117,16 @@ class RayRunner:
         return [(e.metadata["codistill_job"], int(e.metadata["codistill_fence"])) for e in ours]
 
 
-def connect_runner(storage: Path) -> RayRunner:
-    """A runner for the cluster that this process is attached to; never for another one of the same machine."""
+def connect_runner(storage: Path, env: Mapping[str, str]) -> RayRunner:
+    """A runner for the cluster that this process is attached to, never for another one of the same machine; drivers
+    and their workers get `env`."""
     import ray
     from ray.dashboard.utils import ray_address_to_api_server_url
     from ray.job_submission import JobSubmissionClient
 
     # "auto" would pick whichever cluster of the machine was started last.
     address = ray_address_to_api_server_url(ray.get_runtime_context().gcs_address)
-    return RayRunner(JobSubmissionClient(address), storage)
+    return RayRunner(JobSubmissionClient(address), storage, env=env)
 
 
 def _explained(action: str, error: Exception) -> RunnerError:

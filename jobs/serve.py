@@ -29,6 +29,8 @@ class Settings:
 
     store_url: str
     storage: str
+    data_home: str
+    """Where every node finds the data sets."""
 
 
 def living_nodes() -> list[Node]:
@@ -51,7 +53,8 @@ class ManagerDeployment:
 
     def __init__(self, settings: Settings) -> None:
         store, storage = Store.open(settings.store_url), Path(settings.storage)
-        self._loop = ManagerLoop(store, Manager(store, connect_runner(storage), storage, living_nodes))
+        runner = connect_runner(storage, {"CODISTILL_DATA": settings.data_home})
+        self._loop = ManagerLoop(store, Manager(store, runner, storage, living_nodes))
         self._loop.start()
 
     def check_health(self) -> None:

@@ -14,9 +14,14 @@ import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from codistill.data.catalog import find_dataset
+from codistill.data.home import DataError, data_home
 from codistill.run_dir import RunDir
 from codistill.spec import JobSpec
 from codistill.spec_errors import parse_spec
@@ -28,6 +33,7 @@ if TYPE_CHECKING:
     from codistill.compare import Comparison, Row
     from jobs.client import Client, RemoteJob
 
+IMAGES_DATA = "fashion-mnist"
 SEEDS = (1, 2)
 SOLO, PAIR = "solo", "codistilled"
 START_TIMEOUT_S = 90.0
@@ -37,30 +43,62 @@ MARGIN = 0.02
 NO_HELP = "exchange did not help here"
 
 
-def demo() -> int:
+class DemoRecipe(StrEnum):
+    """What the demo trains on."""
+
+    AUTO = "auto"
+    IMAGES = "images"
+    DIGITS = "digits"
+
+
+def demo(
+    recipe: Annotated[
+        DemoRecipe, typer.Option(help="images: Fashion-MNIST, fetched if need be; auto: digits where it cannot be had")
+    ] = DemoRecipe.AUTO,
+) -> int:
     """Train two models alone and two pairs together, through the whole stack, and compare."""
     from jobs.cli.local import require_cluster
 
     require_cluster("demo")
+    chosen = settle_recipe(recipe)
     storage = home() / "demo"
     storage.mkdir(parents=True, exist_ok=True)
     with _sigterm_as_interrupt(), _service(storage) as url:
         from jobs.client import Client
 
         with Client(url) as client:
-            arms = {arm: [client.submit(spec).id for spec in specs] for arm, specs in demo_specs().items()}
+            arms = {arm: [client.submit(spec).id for spec in specs] for arm, specs in demo_specs(chosen).items()}
             _follow(client, arms)
     _report(storage, arms)
     return Exit.DONE
 
 
-def demo_specs() -> dict[str, list[JobSpec]]:
+def settle_recipe(asked: DemoRecipe) -> DemoRecipe:
+    """`images` if its data are here or can be fetched. Raises `CommandError` when they were asked for and cannot."""
+    if asked is DemoRecipe.DIGITS:
+        return asked
+    try:
+        find_dataset(IMAGES_DATA)
+    except DataError:
+        from codistill.data.sources import import_dataset
+
+        try:
+            import_dataset(IMAGES_DATA, data_home(), say=say)
+        except DataError as error:
+            if asked is DemoRecipe.IMAGES:
+                raise CommandError(str(error), Exit.UNAVAILABLE) from None
+            say(f"the demo stays with scikit-learn's digits: {error}")
+            return DemoRecipe.DIGITS
+    return DemoRecipe.IMAGES
+
+
+def demo_specs(recipe: DemoRecipe) -> dict[str, list[JobSpec]]:
     """The jobs of both arms: the same budget per replica, independent runs that differ in their seed."""
     import tomllib
 
     from jobs.examples import example_text
 
-    files = {SOLO: "demo-solo", PAIR: "demo-pair"}
+    files = {SOLO: f"demo-{recipe}-solo", PAIR: f"demo-{recipe}-pair"}
     texts = {arm: tomllib.loads(example_text(file)) for arm, file in files.items()}
     return {arm: [parse_spec({**values, "seed": seed}) for seed in SEEDS] for arm, values in texts.items()}
 
@@ -89,7 +127,7 @@ def _service(storage: Path) -> Generator[str]:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "CODISTILL_HOME": str(state)},
+                env={**os.environ, "CODISTILL_HOME": str(state), "CODISTILL_DATA": str(data_home())},
                 start_new_session=True,
             )
         try:
@@ -172,7 +210,7 @@ def _report(storage: Path, arms: Mapping[str, Sequence[str]]) -> None:
     comparison = compare(runs, ensemble_of=SOLO)
     emit("")
     emit(comparison.as_text())
-    emit("one seed each: an illustration, not evidence")
+    emit(f"{len(SEEDS)} seeds: an illustration, not evidence")
     emit(verdict(comparison))
     words = " ".join(f"{arm}={','.join(ids)}" for arm, ids in arms.items())
     say(f"\nrun directories: {storage}")

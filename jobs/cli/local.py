@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from codistill.run_dir import RunDir, StorageError, checked_id
+from codistill.spec import JobSpec
 from jobs.cli.attempt import exit_of_attempt
 from jobs.cli.exits import CommandError, Exit
 from jobs.cli.output import emit, emit_json, home, say
@@ -81,6 +82,8 @@ def run(
     except ValueError as error:
         raise CommandError(f"--name: {error}", Exit.USAGE) from None
     directory = storage_or_default(storage)
+    if on is None or on == "auto":
+        refuse_missing_data(checked)
     if on is None:
         return _run_module("codistill.local", str(spec), "--storage", str(directory), "--job", job_id)
     require_cluster(f"run --on {on}")
@@ -95,6 +98,20 @@ def run(
 
         return run_as_ray_job(on, checked, run_dir, fence)
     raise CommandError(f"--on {on}: use auto, or the address of a Ray dashboard such as http://host:8265", Exit.USAGE)
+
+
+def refuse_missing_data(spec: JobSpec) -> None:
+    """Raise `CommandError` when the data set that the spec names is not on this machine."""
+    from codistill.data.catalog import find_dataset
+    from codistill.data.home import DataError
+
+    name = getattr(spec.recipe, "data", None)
+    if name is None:
+        return
+    try:
+        find_dataset(name)
+    except DataError as error:
+        raise CommandError(str(error), Exit.UNAVAILABLE) from None
 
 
 def storage_or_default(given: Path | None) -> Path:

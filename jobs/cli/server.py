@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from codistill.data.home import data_home
 from jobs.cli.exits import CommandError, Exit
 from jobs.cli.output import home, say
 
@@ -140,7 +141,7 @@ def _serve_on(address: str, port: int, storage: Path, *, restart: bool, own: Hea
     signal.signal(signal.SIGINT, lambda *_: (interrupted.set(), ended.set()))
     if restart:
         service.withdraw()
-    service.deploy(service.Settings(_store_url(), str(storage)), port)
+    service.deploy(service.Settings(_store_url(), str(storage), str(data_home())), port)
     _wait_ready(f"http://127.0.0.1:{port}", ended)
     if not ended.is_set():
         say(f"codistill serves at http://127.0.0.1:{port}; run directories in {storage}")

@@ -18,7 +18,7 @@ from tests.service.running import until, words
 def test_an_interrupted_demo_leaves_nothing_running(tmp_path: Path) -> None:
     environment = {**os.environ, "CODISTILL_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "jobs.cli", "demo"],
+        [sys.executable, "-P", "-m", "jobs.cli", "demo", "--recipe", "digits"],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None

@@ -22,14 +22,15 @@ from codistill.spec import JobSpec
 from codistill.spec_errors import load_spec
 from jobs import cli
 from jobs.api import Backend, build_api
-from jobs.cli import demo
-from jobs.cli.exits import Exit, exit_of
+from jobs.cli import demo, local
+from jobs.cli.exits import CommandError, Exit, exit_of
 from jobs.cli.watch import LineReporter
 from jobs.client import Client, RemoteJob, ServiceRefused, ServiceUnreachable
 from jobs.head import free_ports
 from jobs.job import Reason
 from jobs.status import State
 from jobs.store import Store
+from tests.datasets import write_images
 from tests.unit.jobs.fakes import beat
 
 EXAMPLES = Path(cli.__file__).parents[1] / "examples"
@@ -100,7 +101,7 @@ def test_every_example_is_a_valid_spec(path: Path) -> None:
 
 def test_there_are_examples() -> None:
     names = {path.stem for path in EXAMPLES.glob("*.toml")}
-    assert names >= {"digits-solo", "digits-pair", "digits-ring", "demo-solo", "demo-pair"}
+    assert names >= {"digits-solo", "digits-pair", "digits-ring", "images-pair", "text-pair", "tabular-pair"}
 
 
 BAD_USAGE = [
@@ -447,14 +448,37 @@ def test_lines_are_said_once_per_change() -> None:
 # ---------------------------------------------------------------- the demo's words
 
 
-def test_the_demo_gives_both_arms_the_same_budget_and_seeds_that_differ() -> None:
-    specs = demo.demo_specs()
+@pytest.mark.parametrize("recipe", [demo.DemoRecipe.IMAGES, demo.DemoRecipe.DIGITS])
+def test_the_demo_gives_both_arms_the_same_budget_and_seeds_that_differ(recipe: demo.DemoRecipe) -> None:
+    specs = demo.demo_specs(recipe)
+    assert {s.recipe.kind for found in specs.values() for s in found} == {recipe.value}
     assert {arm: len(found) for arm, found in specs.items()} == {"solo": 2, "codistilled": 2}
     assert [s.seed for s in specs["solo"]] == [s.seed for s in specs["codistilled"]]
     everything = [s for found in specs.values() for s in found]
     assert len({(s.training, s.recipe, s.data) for s in everything}) == 1
     assert {s.replicas.count for s in specs["solo"]} == {1}
     assert {s.replicas.count for s in specs["codistilled"]} == {2}
+
+
+def test_the_demo_takes_images_where_they_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CODISTILL_DATA", str(tmp_path))
+    monkeypatch.setenv("PATH", "")  # no package client
+    assert demo.settle_recipe(demo.DemoRecipe.DIGITS) is demo.DemoRecipe.DIGITS
+    assert demo.settle_recipe(demo.DemoRecipe.AUTO) is demo.DemoRecipe.DIGITS
+    assert "the demo stays with scikit-learn's digits: " in capsys.readouterr().err
+    with pytest.raises(CommandError, match="dataset-fashion-mnist"):
+        demo.settle_recipe(demo.DemoRecipe.IMAGES)
+    write_images(tmp_path, "fashion-mnist")
+    assert demo.settle_recipe(demo.DemoRecipe.AUTO) is demo.DemoRecipe.IMAGES
+
+
+def test_a_run_whose_data_are_not_here_is_refused_at_the_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODISTILL_DATA", str(tmp_path))
+    with pytest.raises(CommandError, match="codistill data import gcide"):
+        local.run(EXAMPLES / "text-pair.toml", tmp_path, "job", None)
+    assert not (tmp_path / "job").exists()
 
 
 @pytest.mark.parametrize(
