@@ -2,7 +2,7 @@
 
 One convention throughout: sum over classes, mean over all positions, softmax in float32 at least, even under autocast.
 A target is given as log-probabilities, which are logits to every function here; it is detached unless `through` says
-otherwise.
+otherwise. Labels are classes; positions whose label is `IGNORED` count in no mean.
 """
 
 from __future__ import annotations
@@ -11,10 +11,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+IGNORED = -100
+"""The label of a position that is not learned from; torch's own convention."""
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean negative log-probability of `labels` [...] under `logits` [..., classes]; a scalar."""
-    return F.cross_entropy(_flat(logits), labels.reshape(-1))
+    return F.cross_entropy(_flat(logits), labels.reshape(-1), ignore_index=IGNORED)
+
+
+def smoothed_cross_entropy(logits: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
+    """CE(q, softmax(logits)) of labels [...] and logits [..., classes], a scalar: label smoothing (Szegedy et al. 2016,
+    arXiv 1512.00567).
+
+    q is 1 - epsilon on the label and epsilon / (classes - 1) on each other class, so that epsilon is all that is taken
+    off the label. The paper spreads its epsilon over all classes, the label among them; ours is (classes - 1) / classes
+    of theirs. Raises `ValueError` when there is no other class.
+    """
+    if logits.shape[-1] < 2:
+        raise ValueError("label smoothing needs at least 2 classes, the logits have 1")
+    log_student = F.log_softmax(_flat(logits), dim=-1)
+    of_label, known = _of_label(log_student, labels)
+    of_others = (log_student.sum(-1) - of_label) / (logits.shape[-1] - 1)
+    return -_mean((1 - epsilon) * of_label + epsilon * of_others, known)
+
+
+def off_label(log_probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Mean of 1 - p(label) of log-probabilities [..., classes] and labels [...]: the mass that a target takes off the
+    label, 0 to 1, a scalar."""
+    of_label, known = _of_label(_flat(log_probabilities), labels)
+    return _mean(-torch.expm1(of_label), known).clamp(
+        0.0, 1.0
+    )  # rounding may leave a little more than all on the label
 
 
 def soft_cross_entropy(
@@ -42,6 +70,17 @@ def kl_divergence(
 def _target(log_probabilities: Tensor, through: bool) -> Tensor:
     flat = _flat(log_probabilities)
     return flat if through else flat.detach()
+
+
+def _of_label(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Of values [positions, classes] those at the labels, [positions]; and where there is a label at all."""
+    flat = labels.reshape(-1)
+    known = flat != IGNORED
+    return values.gather(1, flat.masked_fill(~known, 0).unsqueeze(1)).squeeze(1), known
+
+
+def _mean(values: Tensor, known: Tensor) -> Tensor:
+    return values.masked_fill(~known, 0.0).sum() / known.sum()
 
 
 def _flat(values: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from codistill.methods import codistillation, solo
+from codistill.methods import codistillation, label_smoothing, solo
 from codistill.phase import Phase, Replica
 from codistill.recipes import Recipe
-from codistill.spec import Codistillation, JobSpec, Solo
+from codistill.spec import Codistillation, JobSpec, LabelSmoothing, Solo
 
 
 def plan(spec: JobSpec, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
@@ -18,5 +18,7 @@ def plan(spec: JobSpec, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
             return solo.plan(spec, recipe, replica)
         case Codistillation():
             return codistillation.plan(spec, spec.method, recipe, replica)
+        case LabelSmoothing():
+            return label_smoothing.plan(spec, spec.method, recipe, replica)
         case _:
             assert_never(spec.method)

@@ -7,6 +7,8 @@ the cross-entropy to the mean predictive distribution of its peers, computed on 
 
 where z_j' are the logits of the newest copy of peer j at hand and m counts the peers present. Without any, the term is
 off. Only replica i's own weights receive gradient.
+
+`distill/teacher_off_label` logs how strong the teachers are: the probability that they take off the label, in the mean.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ import torch
 
 from codistill import combine, losses
 from codistill.exchange.clock import PublishRule
-from codistill.methods.common import batches_of, one_group, one_network, surveys
-from codistill.phase import Loss, Phase, Replica, Step, Update
+from codistill.methods.common import one_phase
+from codistill.phase import Loss, Phase, Replica, Step
 from codistill.recipes import Recipe
 from codistill.spec import Codistillation, JobSpec
 from codistill.teachers import Peers
@@ -39,19 +41,15 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
             "train/task_loss": task.detach(),
             "train/distill_loss": distill.detach(),
             "distill/num_teachers": torch.tensor(float(len(peers))),
+            "distill/teacher_off_label": losses.off_label(target, step.batch.y),
             "distill/weight": torch.tensor(method.weight),
         }
         return Loss(task + method.weight * distill, stats)
 
-    return [
-        Phase(
-            name="train",
-            steps=spec.training.steps,
-            learner=lambda artifacts: one_network(recipe, artifacts),
-            batches=lambda artifacts: batches_of(spec, recipe, replica),
-            updates=[Update(loss, trains=("net",))],
-            groups=one_group(spec.training),
-            teachers=[Peers(PublishRule(spec.burn_in_steps, spec.exchange.interval_steps))],
-            surveys=surveys(spec, recipe),
-        )
-    ]
+    return one_phase(
+        spec,
+        recipe,
+        replica,
+        loss,
+        teachers=[Peers(PublishRule(spec.burn_in_steps, spec.exchange.interval_steps))],
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, assert_never
 
 import torch
@@ -12,10 +12,34 @@ from codistill.batch import Batch
 from codistill.data.loader import training_batches
 from codistill.data.split import in_order
 from codistill.evaluate import validation_survey
-from codistill.phase import Artifacts, Group, Learner, Replica, Survey
+from codistill.phase import Artifacts, Group, Learner, Loss, Phase, Replica, Step, Survey, Update
 from codistill.recipes import Recipe
 from codistill.schedules import open_schedule
 from codistill.spec import AdamW, JobSpec, Sgd, Training
+from codistill.teachers import TeacherSource
+
+
+def one_phase(
+    spec: JobSpec,
+    recipe: Recipe,
+    replica: Replica,
+    loss: Callable[[Step], Loss],
+    *,
+    teachers: Sequence[TeacherSource] = (),
+) -> list[Phase]:
+    """All of the training as a single phase `train`, in which `loss` trains the whole network."""
+    return [
+        Phase(
+            name="train",
+            steps=spec.training.steps,
+            learner=lambda artifacts: one_network(recipe, artifacts),
+            batches=lambda artifacts: batches_of(spec, recipe, replica),
+            updates=[Update(loss, trains=("net",))],
+            groups=one_group(spec.training),
+            teachers=teachers,
+            surveys=surveys(spec, recipe),
+        )
+    ]
 
 
 def one_network(recipe: Recipe, artifacts: Artifacts) -> Learner:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from codistill.methods.common import batches_of, one_group, one_network, surveys
-from codistill.phase import Loss, Phase, Replica, Step, Update
+from codistill.methods.common import one_phase
+from codistill.phase import Loss, Phase, Replica, Step
 from codistill.recipes import Recipe
 from codistill.spec import JobSpec
 
@@ -17,14 +17,4 @@ def plan(spec: JobSpec, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
         task = recipe.task_loss(step.show("net"), step.batch)
         return Loss(task, {"train/task_loss": task.detach()})
 
-    return [
-        Phase(
-            name="train",
-            steps=spec.training.steps,
-            learner=lambda artifacts: one_network(recipe, artifacts),
-            batches=lambda artifacts: batches_of(spec, recipe, replica),
-            updates=[Update(loss, trains=("net",))],
-            groups=one_group(spec.training),
-            surveys=surveys(spec, recipe),
-        )
-    ]
+    return one_phase(spec, recipe, replica, loss)

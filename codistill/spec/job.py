@@ -8,7 +8,18 @@ from pydantic import Field, model_validator
 
 from codistill.spec.base import NAME_PATTERN, Spec
 from codistill.spec.exchange import Exchange, MemoryTransport
-from codistill.spec.methods import DEFAULT_BURN_IN_FRACTION, Codistillation, DataMode, Disjoint, Method, SameSet, Solo
+from codistill.spec.methods import (
+    DEFAULT_BURN_IN_FRACTION,
+    Arm,
+    Codistillation,
+    Control,
+    DataMode,
+    Disjoint,
+    LabelSmoothing,
+    Method,
+    SameSet,
+    Solo,
+)
 from codistill.spec.recipes import Digits, Installed, Recipe
 from codistill.spec.training import Replicas, Training
 
@@ -40,6 +51,11 @@ class JobSpec(Spec):
     seed: int = Field(default=0, ge=0, lt=2**63)
     recipe: Recipe = Digits()
     method: Method = Codistillation()
+    controls: tuple[Control, ...] = Field(default=(), max_length=2)
+    """Arms that the job trains as well, once its own replicas have ended well, with the same resources. Replica i of a
+    control has the seeds, the data and the first weights of the job's replica i, and no teachers: `solo` is plain
+    training; `smoothing` is label smoothing of the job's weight and burn-in whose epsilon is what the teachers of
+    replica i took off the label in the mean over its logged steps."""
     data: DataMode = SameSet()
     exchange: Exchange = Exchange()
     training: Training = Training()
@@ -52,6 +68,14 @@ class JobSpec(Spec):
             raise ValueError(
                 "method 'codistillation' needs at least 2 replicas, replicas.count is 1;"
                 " raise it, or use method.kind = 'solo'"
+            )
+        for control in self.controls:
+            if self.controls.count(control) > 1:
+                raise ValueError(f"controls names '{control}' twice; each control is trained once")
+        if self.controls and not self.exchanges:
+            raise ValueError(
+                f"controls are what replicas that teach each other are compared with, and method '{self.method.kind}'"
+                " has no teachers; leave controls out, or use method.kind = 'codistillation'"
             )
         training = self.training
         for key in ("schedule", "weight_decay_schedule"):
@@ -86,7 +110,7 @@ class JobSpec(Spec):
     def burn_in_steps(self) -> int:
         """Steps before any teacher is heard; the whole training for a method without teachers."""
         match self.method:
-            case Solo():
+            case Solo() | LabelSmoothing():
                 return self.training.steps
             case Codistillation(burn_in_steps=None):
                 return round(DEFAULT_BURN_IN_FRACTION * self.training.steps)
@@ -103,9 +127,31 @@ class JobSpec(Spec):
     @property
     def exchanges(self) -> bool:
         """Whether replicas of this job publish anything at all."""
-        return not isinstance(self.method, Solo)
+        return isinstance(self.method, Codistillation)
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """All that the job trains, in this order: its own replicas, then each control."""
+        return ("replica", *self.controls)
+
+    def for_arm(self, arm: Arm, *, epsilon: float | None = None) -> JobSpec:
+        """What a replica of `arm` trains: this spec, or the same with the control's method and without controls.
+
+        `epsilon` is the strength of `smoothing`, and needed for it alone. Raises `ValueError` when it is missing, or
+        for a control of a method that has no teachers.
+        """
+        if arm == "replica":
+            return self
+        if not isinstance(self.method, Codistillation):
+            raise ValueError(f"method '{self.method.kind}' has no teachers, hence no control '{arm}'")
+        if arm == "solo":
+            return self.model_copy(update={"method": Solo(), "controls": ()})
+        if epsilon is None:
+            raise ValueError("control 'smoothing' needs epsilon, what the teachers took off the label")
+        method = LabelSmoothing(epsilon=epsilon, weight=self.method.weight, burn_in_steps=self.burn_in_steps)
+        return self.model_copy(update={"method": method, "controls": ()})
 
 
-def replica_name(index: int) -> str:
-    """The name of replica `index` in paths, logs and messages."""
-    return f"replica-{index}"
+def replica_name(index: int, arm: Arm = "replica") -> str:
+    """The name of replica `index` of an arm in paths, logs and messages."""
+    return f"{arm}-{index}"

@@ -30,7 +30,27 @@ class Codistillation(Spec):
     """Steps before teachers are heard; left out, 40 % of `training.steps`."""
 
 
-Method = Annotated[Solo | Codistillation, Field(discriminator="kind")]
+class LabelSmoothing(Spec):
+    """Each replica on its own, pulled towards smoothed labels (Szegedy et al. 2016): what co-distillation is with a
+    teacher that knows nothing but the label."""
+
+    kind: Literal["label_smoothing"] = "label_smoothing"
+    epsilon: float = Field(default=0.1, ge=0, le=1)
+    """Probability taken off the label and spread evenly over the other classes. Szegedy et al. spread theirs over all
+    classes: of K, this is (K - 1) / K of theirs."""
+    weight: float = Field(default=1.0, ge=0, le=1000)
+    """Factor of the smoothed term, which is added to the loss on the labels; 0 gives the very run of `solo`."""
+    burn_in_steps: int = Field(default=0, ge=0)
+    """Steps on the labels alone before the term is added."""
+
+
+Method = Annotated[Solo | Codistillation | LabelSmoothing, Field(discriminator="kind")]
+
+Control = Literal["solo", "smoothing"]
+"""An arm that a job trains beside its own replicas, to compare them with."""
+
+Arm = Literal["replica", "solo", "smoothing"]
+"""The job's own replicas, or one of its control arms; a replica's name begins with it."""
 
 
 class SameOrder(Spec):

@@ -142,3 +142,27 @@ def test_number_of_teachers_is_a_metric(tmp_path: Path) -> None:
     assert steps == list(range(1, 13))
     assert counts == [0.0] * 3 + [1.0] * 9
     assert pc.min(table["value"]).as_py() is not None
+
+
+def test_strength_of_the_teachers_is_what_their_mean_takes_off_the_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worked out again from the logits that the peers answered and the labels of the batches."""
+    spec = small_spec(replicas={"count": 3}, method={"temperature": 2.0})
+    asked: list[float] = []
+    original = PeerTeachers.outputs
+
+    def seen(self: PeerTeachers, batch: Any) -> Any:
+        answers = original(self, batch)
+        if answers:
+            mean = sum(F.softmax(one["logits"].double() / 2.0, dim=-1) for one in answers) / len(answers)
+            asked.append(float((1 - mean[torch.arange(len(batch)), batch.y]).mean()))
+        return answers
+
+    monkeypatch.setattr(PeerTeachers, "outputs", seen)
+    run = new_run(tmp_path, spec)
+    run_in_turns(run)
+    for index in range(3):
+        steps, logged = records.values(records.read(run, replica_name(index), "metrics"), "distill/teacher_off_label")
+        assert steps == list(range(4, 13)), "once anybody is heard"
+        assert logged == pytest.approx(asked[index::3], abs=1e-6)

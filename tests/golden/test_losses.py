@@ -126,3 +126,54 @@ def test_soft_cross_entropy_has_the_gradient_of_kl_at_every_temperature() -> Non
         by_hand = temperature * (at(S, temperature).exp() - at(T, temperature).exp())
         assert_close(gradients[0], by_hand, atol=1e-6, rtol=0)
         assert_close(gradients[1], by_hand, atol=1e-6, rtol=0)
+
+
+# Of S, minus the logarithms of the probabilities are 0.4076060, 1.4076060 and 2.4076060: with the label on the first
+# class the others' mean is 1.5 higher.
+@pytest.mark.parametrize(("epsilon", "value"), [(0.0, 0.4076060), (0.1, 0.5576060), (0.3, 0.8576060), (1.0, 1.9076060)])
+def test_smoothed_labels(epsilon: float, value: float) -> None:
+    loss = losses.smoothed_cross_entropy(S, torch.tensor([0]), epsilon=epsilon)
+    assert_close(loss.item(), value, atol=1e-6, rtol=0)
+
+
+def test_smoothed_labels_of_sequences_are_cross_entropy_to_that_distribution() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits, labels = torch.randn(4, 7, 10, generator=generator), torch.randint(10, (4, 7), generator=generator)
+    q = np.full((28, 10), 0.2 / 9)
+    q[np.arange(28), labels.reshape(-1).numpy()] = 0.8
+    z = logits.double().numpy().reshape(28, 10)
+    log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    student = logits.clone().requires_grad_()
+    loss = losses.smoothed_cross_entropy(student, labels, epsilon=0.2)
+    loss.backward()
+    assert_close(loss.item(), float(-(q * log_p).sum(-1).mean()), atol=1e-6, rtol=0)
+    by_hand = torch.tensor((np.exp(log_p) - q) / 28).float().reshape(4, 7, 10)
+    assert_close(student.grad, by_hand, atol=1e-7, rtol=0)
+    # torch spreads over all classes, the label among them.
+    of_torch = torch.nn.functional.cross_entropy(
+        logits.reshape(28, 10), labels.reshape(-1), label_smoothing=0.2 * 10 / 9
+    )
+    assert_close(loss.item(), of_torch.item(), atol=1e-6, rtol=0)
+
+
+def test_smoothing_needs_another_class() -> None:
+    with pytest.raises(ValueError, match="needs at least 2 classes"):
+        losses.smoothed_cross_entropy(torch.zeros(2, 1), torch.tensor([0, 0]), epsilon=0.1)
+
+
+def test_what_a_target_takes_off_the_label() -> None:
+    target = torch.tensor([[[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]], [[0.25, 0.7, 0.05], [1.0, 1e-30, 1e-30]]]).log()
+    labels = torch.tensor([[0, 2], [1, 0]])
+    assert_close(losses.off_label(target, labels).item(), (0.5 + 0.2 + 0.3 + 0.0) / 4, atol=1e-6, rtol=0)
+    a, b = torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([[0.0, 3.0, 0.0]])
+    mean = combine.mean_probabilities([a, b])  # 0.4773608, 0.4773608, 0.0452785
+    assert_close(losses.off_label(mean, torch.tensor([2])).item(), 1 - 0.0452785, atol=1e-6, rtol=0)
+    assert losses.off_label(torch.tensor([[1e-7, -30.0]]), torch.tensor([0])).item() == 0.0, "never less than nothing"
+
+
+def test_ignored_positions_count_in_no_mean() -> None:
+    logits = torch.cat([S, T, T])
+    some, all_of_s = torch.tensor([0, losses.IGNORED, losses.IGNORED]), torch.tensor([0])
+    assert_close(losses.cross_entropy(logits, some).item(), 0.4076060, atol=1e-6, rtol=0)
+    assert_close(losses.smoothed_cross_entropy(logits, some, epsilon=0.1).item(), 0.5576060, atol=1e-6, rtol=0)
+    assert_close(losses.off_label(at(logits), some), losses.off_label(at(S), all_of_s))

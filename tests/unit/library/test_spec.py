@@ -34,6 +34,11 @@ NESTEROV = {"kind": "sgd", "momentum": 0.0, "nesterov": True}
         ({"training": {"batch_size": 600}, "data": {"kind": "disjoint"}}, "", "exceeds the 500 training samples"),
         ({"training": {"steps": 5, "schedule": {"kind": "cosine", "warmup_steps": 9}}}, "", "warmup_steps (9) exceeds"),
         ({"training": {"optimizer": NESTEROV}}, "training.optimizer", "nesterov needs momentum"),
+        ({"controls": ["solo", "solo"]}, "", "controls names 'solo' twice"),
+        ({"controls": ["sole"]}, "controls.0", "'solo' or 'smoothing'"),
+        ({"controls": ["solo"], "method": {"kind": "solo"}}, "", "method 'solo' has no teachers; leave controls out"),
+        ({"controls": ["smoothing"], "method": {"kind": "label_smoothing"}}, "", "'label_smoothing' has no teachers"),
+        ({"method": {"kind": "label_smoothing", "epsilon": 1.5}}, "method.epsilon", "less than or equal to 1"),
         ({"spec_version": 2}, "spec_version", "should be 1"),
     ],
 )  # fmt: skip
@@ -78,6 +83,30 @@ def test_burn_in_is_two_fifths_unless_given() -> None:
     assert parse_spec({"training": {"steps": 1000}}).burn_in_steps == 400
     assert parse_spec({"method": {"kind": "codistillation", "burn_in_steps": 7}}).burn_in_steps == 7
     assert parse_spec({"method": {"kind": "solo"}}).burn_in_steps == 1000
+
+
+def test_a_control_is_the_same_job_with_another_method() -> None:
+    given = {
+        "seed": 7, "data": {"kind": "disjoint"}, "training": {"steps": 200}, "replicas": {"count": 3},
+        "method": {"kind": "codistillation", "weight": 0.5, "temperature": 2.0},
+    }  # fmt: skip
+    spec = parse_spec(given | {"controls": ["smoothing", "solo"]})
+    smoothed = {"kind": "label_smoothing", "epsilon": 0.25, "weight": 0.5, "burn_in_steps": 80}
+    assert spec.arms == ("replica", "smoothing", "solo")
+    assert spec.for_arm("replica") == spec
+    assert spec.for_arm("solo") == parse_spec(given | {"method": {"kind": "solo"}})
+    assert spec.for_arm("smoothing", epsilon=0.25) == parse_spec(given | {"method": smoothed})
+    assert not spec.for_arm("solo").exchanges
+    with pytest.raises(ValueError, match="needs epsilon"):
+        spec.for_arm("smoothing")
+    with pytest.raises(ValueError, match="has no teachers"):
+        spec.for_arm("solo").for_arm("solo")
+
+
+def test_label_smoothing_exchanges_nothing() -> None:
+    spec = parse_spec({"method": {"kind": "label_smoothing", "burn_in_steps": 5}, "replicas": {"count": 1}})
+    assert (spec.exchanges, spec.burn_in_steps) == (False, spec.training.steps)
+    assert spec.arms == ("replica",)
 
 
 def test_files(tmp_path: Path) -> None:
