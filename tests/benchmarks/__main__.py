@@ -8,7 +8,7 @@ import sys
 
 from tests.benchmarks.report import machine
 
-ALL = ("publish", "fetch_swap", "startup")
+ALL = ("training", "publish", "fetch_swap", "startup")
 
 
 def main() -> int:
