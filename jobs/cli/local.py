@@ -43,11 +43,18 @@ def init(
     return Exit.DONE
 
 
-def validate(spec: Spec) -> int:
+def validate(
+    spec: Spec,
+    facts: Annotated[
+        bool, typer.Option("--facts", help="Print instead what it trains, sends and takes: parameters, bytes, memory")
+    ] = False,
+) -> int:
     """Check a spec and print it with every default filled in."""
     from codistill.spec_errors import load_spec
 
     checked = load_spec(spec)
+    if facts:
+        return _run_module("codistill.describe", str(spec))
     emit_json(checked.model_dump(mode="json"))
     say(f"{spec} is valid: {checked.replicas.count} x {checked.training.steps} steps, method {checked.method.kind}")
     return Exit.DONE

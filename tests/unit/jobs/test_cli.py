@@ -507,3 +507,9 @@ def test_the_environment_is_read_as_documented(tmp_path: Path, monkeypatch: pyte
     monkeypatch.delenv("CODISTILL_URL")
     assert home() == Path(os.path.expanduser("~/.codistill"))
     assert service_url() == "http://127.0.0.1:8700"
+
+
+def test_validate_tells_facts(capfd: pytest.CaptureFixture[str]) -> None:
+    assert local.validate(EXAMPLES / "digits-pair.toml", facts=True) == 0
+    facts = json.loads(capfd.readouterr().out)
+    assert (facts["parameters"], facts["teachers_per_replica"]) == (6186, 1)
