@@ -65,6 +65,7 @@ def join(
     forward: Callable[[nn.Module, Any], Any] | None = None,
     build: Callable[[], nn.Module] | None = None,
     connect: Connect | None = None,
+    ranks: Ranks | None = None,
     step: int = 0,
     start_together_s: float = 30.0,
     timeout_s: float = 120.0,
@@ -80,7 +81,8 @@ def join(
     left out, a mapping is passed on as keyword arguments, of a tuple or list the first item is shown. They are built by
     `build`; left out, by copying `model`. `connect` brings another transport than files in `run`.
 
-    With torch's process group initialised, its processes are the ranks of this one replica, and each calls this.
+    With torch's process group initialised, its processes are the ranks of this one replica, and each calls this; where
+    they are replicas instead, say so with `ranks=codistill.ranks.ALONE`.
 
     Raises `ValueError` for a number out of range, or when `run` holds a run that has ended; `PeerTimeout` in lockstep.
     """
@@ -88,7 +90,7 @@ def join(
         raise ValueError(f"replica is {replica} of {replicas}; it counts from 0 to {replicas - 1}")
     place = Path(run).absolute()
     directory, name = RunDir(place.parent, place.name), replica_name(replica)
-    ranks = Ranks.joined()
+    ranks = Ranks.joined() if ranks is None else ranks
     ended = read_json(_end_of(directory, name))
     if ended is not None and step == 0:
         raise ValueError(f"{place} holds a run in which {name} ended after {ended} steps; name a directory of its own")
