@@ -40,9 +40,8 @@ def off_label(log_probabilities: Tensor, labels: Tensor) -> Tensor:
     """Mean of 1 - p(label) of log-probabilities [..., classes] and labels [...]: the mass that a target takes off the
     label, 0 to 1, a scalar."""
     of_label, known = _of_label(_flat(log_probabilities), labels)
-    return _mean(-torch.expm1(of_label), known).clamp(
-        0.0, 1.0
-    )  # rounding may leave a little more than all on the label
+    # Clamped, since rounding may leave a little more than all on the label.
+    return _mean(-torch.expm1(of_label), known).clamp(0.0, 1.0)
 
 
 def soft_cross_entropy(

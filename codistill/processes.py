@@ -9,20 +9,21 @@ import sys
 from pathlib import Path
 
 from codistill.run_dir import RunDir
-from codistill.spec import replica_name
+from codistill.spec import Arm, replica_name
 
 
 class ReplicaProcesses:
     """The processes of one start of a replica."""
 
-    def __init__(self, run: RunDir, fence: int, index: int, *, ranks: int, start: int) -> None:
+    def __init__(self, run: RunDir, fence: int, index: int, *, ranks: int, start: int, arm: Arm = "replica") -> None:
         """Starts them; `start` counts the starts of this replica in this attempt, from 0."""
-        self._logs = run.logs(fence, replica_name(index))
+        name = replica_name(index, arm)
+        self._logs = run.logs(fence, name)
         self._start = start
         self._logs.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-P", "-m", "codistill.local", "--storage", str(run.storage), "--job", run.job_id]
-        command += ["--replica", str(index), "--fence", str(fence)]
-        self._rendezvous = run.replica(fence, replica_name(index)) / f"rendezvous-{start}"
+        command += ["--replica", str(index), "--arm", arm, "--fence", str(fence)]
+        self._rendezvous = run.replica(fence, name) / f"rendezvous-{start}"
         self._processes: list[subprocess.Popen[str]] = []
         for rank in range(ranks):
             own = ["--rank", str(rank), "--rendezvous", str(self._rendezvous)] if ranks > 1 else []

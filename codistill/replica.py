@@ -12,12 +12,13 @@ from typing import Any, cast
 
 import torch
 
+from codistill.controls import spec_of
 from codistill.exchange.opening import Connect
 from codistill.exchange.snapshot import SnapshotId
 from codistill.numerics import Numerics, device_of, set_up_process
 from codistill.ranks import ALONE, Ranks
 from codistill.run_dir import RunDir
-from codistill.spec import replica_name
+from codistill.spec import Arm, replica_name
 from codistill.telemetry import Beat, Telemetry
 from codistill.training import Outside, ReplicaTraining
 
@@ -29,24 +30,27 @@ def train_replica(
     *,
     fence: int,
     index: int,
+    arm: Arm = "replica",
     connect: Connect,
     ranks: Ranks = ALONE,
     device: torch.device | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     before_step: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
-    """Train replica `index` of the job to its end and return its entry of `result.json`.
+    """Train replica `index` of an arm of the job to its end and return its entry of `result.json`.
 
     Counts a new incarnation, goes on from the newest good checkpoint, and ends early, after a last checkpoint and with
     outcome "cancelled", once the attempt's stop file appears or `should_stop` says so. `before_step` is called with
     each step's index before it begins. Of several `ranks` each calls this, and the first writes everything down.
-    `device` is for whoever deals them out; left out, the spec says.
-    Raises what training raises; everything up to the last checkpoint is on disk.
+    `device` is for whoever deals them out; left out, the spec says. A replica of a control arm neither publishes nor
+    hears anybody, and the job's replica of the same index has ended before it starts.
+    Raises what training raises, and `NobodyHeard`; everything up to the last checkpoint is on disk.
     """
     turns = replica_turns(
         run,
         fence=fence,
         index=index,
+        arm=arm,
         connect=connect,
         ranks=ranks,
         device=device,
@@ -65,6 +69,7 @@ def replica_turns(
     *,
     fence: int,
     index: int,
+    arm: Arm = "replica",
     connect: Connect,
     ranks: Ranks = ALONE,
     device: torch.device | None = None,
@@ -73,7 +78,7 @@ def replica_turns(
 ) -> Generator[int, None, dict[str, Any]]:
     """`train_replica` as a generator that yields where other replicas of the process may take their turn."""
     spec = run.read_spec()
-    name = replica_name(index)
+    name = replica_name(index, arm)
     set_up_process(spec)
     incarnation = int(ranks.from_first(run.next_incarnation(fence, name) if ranks.leads else None))
     telemetry = Telemetry(run, Beat(name, fence, incarnation, spec.training.steps), rank=ranks.rank)
@@ -90,7 +95,8 @@ def replica_turns(
             ),
         )
         me = SnapshotId(index, fence, incarnation, 0)
-        return (yield from ReplicaTraining(run, spec, me, telemetry, outside).run_phases())
+        own_spec = spec_of(run, spec, index, arm)
+        return (yield from ReplicaTraining(run, own_spec, me, telemetry, outside, name=name).run_phases())
     except BaseException as failure:
         if not isinstance(failure, GeneratorExit):
             log.error("%s ends at step %d: %s: %s", name, telemetry.beat.step, type(failure).__name__, failure)

@@ -31,7 +31,7 @@ from codistill.randomness import seed_everything
 from codistill.ranks import Ranks
 from codistill.recipes import Recipe, open_recipe
 from codistill.run_dir import RunDir
-from codistill.spec import JobSpec, replica_name
+from codistill.spec import JobSpec
 from codistill.teachers import Opening, Teacher
 from codistill.telemetry import Telemetry
 from codistill.throughput import throughput_of
@@ -53,11 +53,12 @@ class Outside:
 
 
 class ReplicaTraining:
-    """A replica on its way through the phases."""
+    """A replica on its way through the phases of `spec`; what it writes goes under `name`."""
 
-    def __init__(self, run: RunDir, spec: JobSpec, me: SnapshotId, telemetry: Telemetry, outside: Outside) -> None:
-        self.run, self.spec, self.me, self.outside = run, spec, me, outside
-        self.name = replica_name(me.replica)
+    def __init__(
+        self, run: RunDir, spec: JobSpec, me: SnapshotId, telemetry: Telemetry, outside: Outside, *, name: str
+    ) -> None:
+        self.run, self.spec, self.me, self.outside, self.name = run, spec, me, outside, name
         self.recipe: Recipe = open_recipe(spec)
         self.ranks, self.device = outside.ranks, outside.numerics.device
         self.replica = Replica(me.replica, spec.replicas.count, spec.seed, self.ranks.rank, self.ranks.count)
