@@ -1,8 +1,8 @@
 """Where everything a job writes lives, and the only thing the service reads back.
 
     <storage>/<job id>/
-      spec.json  environment.json  format_version
-      attempts/<fence>/attempt.json  result.json
+      spec.json  format_version
+      attempts/<fence>/attempt.json  environment.json  result.json
       attempts/<fence>/replicas/<replica>/  heartbeat.json  incarnation  metrics/  ledger/  logs/  predictions/
       checkpoints/<replica>/<fence>-<step>/
       exchange/<replica>/
