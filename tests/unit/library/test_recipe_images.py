@@ -100,6 +100,7 @@ def test_augmentation_knows_only_seed_step_and_sample() -> None:
         seen[found[0]] = seen.get(found[0], 0) + 1
     assert 70 <= sum(count for move, count in seen.items() if move[2]) <= 130
     for axis in (0, 1):
+        assert sum(count for move, count in seen.items() if move[2] and move[axis] > 0) >= 20  # 42.9 expected
         counts = [sum(count for move, count in seen.items() if move[axis] == shift) for shift in range(-3, 4)]
         assert min(counts) >= 12  # 28.6 expected, deviation 4.9
 
