@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import lzma
 import re
 import tarfile
 import zlib
@@ -24,6 +25,7 @@ from codistill.data.sources.base import Source
 GZIP_MAGIC, DEB_MAGIC = b"\x1f\x8b", b"!<arch>\n"
 AR_HEADER_BYTES = 60
 VERSION_FILES = ("control", "package.json")
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, tarfile.TarError)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def find_files(source: Source, path: Path) -> Found:
             return _in_archive(source, path)
         if len(source.files) == 1:
             return Found({source.files[0]: _decompressed(path.read_bytes())})
-    except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path} cannot be read: {error}; is the download complete?") from None
     raise DataError(f"{path} is one file, '{source.name}' needs {_wanted(source)}: give the directory that holds them")
 
@@ -60,7 +62,7 @@ def _in_directory(source: Source, path: Path) -> Found:
     if len(found) == len(source.files):
         try:
             return Found({name: _decompressed(file.read_bytes()) for name, file in found.items()})
-        except (OSError, EOFError, zlib.error) as error:
+        except UNREADABLE as error:
             raise DataError(f"{path}: a file cannot be read: {error}; is the download complete?") from None
     archives = sorted(file for kind in ("deb", "tgz") for file in path.glob(f"{source.package.name}[-_]*.{kind}"))
     if archives:
@@ -119,7 +121,7 @@ def _zstd(content: bytes) -> bytes:
 def _is_tar(path: Path) -> bool:
     try:
         return tarfile.is_tarfile(path)
-    except (EOFError, zlib.error):  # compressed and cut off: not a tar that can be read
+    except (EOFError, zlib.error, lzma.LZMAError):  # compressed and cut off: not a tar that can be read
         return False
 
 

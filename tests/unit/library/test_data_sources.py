@@ -220,6 +220,11 @@ def test_what_cannot_be_imported_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "cut.deb").write_bytes(deb(fashion_files())[:20_000])
     with pytest.raises(DataError, match=r"cut\.deb cannot be read: .*; is the download complete"):
         import_dataset("fashion-mnist", home, tmp_path / "cut.deb")
+    spoilt = bytearray(deb(fashion_files()))
+    spoilt[20_000] ^= 255
+    (tmp_path / "spoilt.deb").write_bytes(spoilt)
+    with pytest.raises(DataError, match=r"spoilt\.deb cannot be read: .*; is the download complete"):
+        import_dataset("fashion-mnist", home, tmp_path / "spoilt.deb")
     (tmp_path / "cut.dz").write_bytes(gzip.compress(DICTIONARY.encode())[:-20])
     with pytest.raises(DataError, match=r"cut\.dz cannot be read"):
         import_dataset("gcide", home, tmp_path / "cut.dz")
