@@ -10,15 +10,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
 
+from codistill.exchange.agreement import Agreed, Said, agree, agree_in_lockstep, pack, unpack
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.gate import Gate, Verdict
-from codistill.exchange.shelf import HELD_BY_RANKS, Held, Shelf, held_by_all
+from codistill.exchange.shelf import HELD_BY_RANKS, Held, Shelf
 from codistill.exchange.snapshot import Header, SnapshotId, header_of, schema_of
 from codistill.exchange.transport import PeerReport, SnapshotUnavailable, Staged, Transport
 from codistill.exchange.weights import published
@@ -167,9 +168,9 @@ class Mailbox:
         with self._lock:
             agreed = self._agree(stopped)
             heard = [
-                self._show(peer, self._shelves[peer], step, chosen, peer_step)
-                for peer, (chosen, peer_step) in agreed.items()
-                if chosen is not None
+                self._show(peer, self._shelves[peer], step, both.chosen, both.peer_step)
+                for peer, both in agreed.items()
+                if both.chosen is not None
             ]
         return [held for held in heard if held is not None]
 
@@ -191,25 +192,19 @@ class Mailbox:
             self.counters.skipped += self._staged is not None
             self._staged = (snapshot, staged)
 
-    def _agree(self, stopped: bool) -> dict[int, tuple[SnapshotId | None, int | None]]:
+    def _agree(self, stopped: bool) -> dict[int, Agreed]:
         """Of each peer: the snapshot that teaches now, and the peer's step as far as any rank has heard of it."""
-        if self._ranks.count == 1:
-            if stopped:
-                raise StopRequested
-            return {peer: (shelf.newest, self._known_step(peer)) for peer, shelf in self._shelves.items()}
-        words = [_words(shelf.ids(), self._known_step(peer)) for peer, shelf in self._shelves.items()]
-        gathered = self._ranks.gather([int(stopped), *(word for peer in words for word in peer)])
-        if any(numbers[0] for numbers in gathered):
+        mine = [Said(tuple(shelf.ids()), self._known_step(peer)) for peer, shelf in self._shelves.items()]
+        peers = list(self._shelves)
+        gathered = [unpack(peers, numbers) for numbers in self._ranks.gather(pack(stopped, mine))]
+        if any(rank_stopped for rank_stopped, _ in gathered):
             raise StopRequested
-        agreed: dict[int, tuple[SnapshotId | None, int | None]] = {}
-        for position, (peer, shelf) in enumerate(self._shelves.items()):
-            said = [_unpacked(peer, numbers[1 + position * WORDS :][:WORDS]) for numbers in gathered]
-            shelf.wanted = frozenset(said[0][0])
-            # In lockstep each waited for the same version, perhaps from different incarnations, which are equal.
-            waited = shelf.newest if all(ids for ids, _ in said) else None
-            chosen = waited if self._settings.mode == "lockstep" else held_by_all([ids for ids, _ in said])
-            agreed[peer] = (chosen, max((s for _, s in said if s is not None), default=None))
-        return agreed
+        by_peer = {peer: [said[at] for _, said in gathered] for at, peer in enumerate(peers)}
+        for peer, said in by_peer.items():
+            self._shelves[peer].wanted = frozenset(said[0].held)
+        if self._settings.mode == "lockstep":
+            return {peer: agree_in_lockstep(said, self._shelves[peer].newest) for peer, said in by_peer.items()}
+        return {peer: agree(said) for peer, said in by_peer.items()}
 
     # ---- what the helper does; or `publish` and `read`, when there is none
 
@@ -343,18 +338,3 @@ class Mailbox:
             bytes_received=received,
             verdict=str(verdict),
         )
-
-
-WORDS = 3 * HELD_BY_RANKS + 1
-"""Integers in which a rank tells the others what it holds of one peer."""
-
-
-def _words(held: Sequence[SnapshotId], peer_step: int | None) -> list[int]:
-    numbers = [number for who in held for number in (who.fence, who.incarnation, who.version)]
-    return [-1 if peer_step is None else peer_step, *numbers, *[-1] * (WORDS - 1 - len(numbers))]
-
-
-def _unpacked(peer: int, words: Sequence[int]) -> tuple[list[SnapshotId], int | None]:
-    triples = [words[at : at + 3] for at in range(1, WORDS, 3)]
-    held = [SnapshotId(peer, *triple) for triple in triples if triple[0] >= 0]
-    return held, None if words[0] < 0 else words[0]

@@ -1,8 +1,7 @@
-"""What a replica holds of one peer, and which of it all its ranks hold."""
+"""What a replica holds of one peer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,8 +69,3 @@ class Shelf:
         """Let go of what is older than `chosen`, and return it."""
         self.held = [entry for entry in self.held if entry[0].id >= chosen]
         return self.held[0]
-
-
-def held_by_all(by_rank: Sequence[Iterable[SnapshotId]]) -> SnapshotId | None:
-    """The newest snapshot that every rank holds: what all of them can change to in the same step."""
-    return max(set[SnapshotId].intersection(*(set(held) for held in by_rank)), default=None)

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from codistill import records
+from codistill.exchange.agreement import Said, agree, agree_in_lockstep, held_by_all, pack, unpack
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.mailbox import Counters, Mailbox, MailboxSettings
-from codistill.exchange.shelf import held_by_all
 from codistill.exchange.snapshot import Arrays, Header, SnapshotId
 from codistill.exchange.transport import FilesTransport
 from codistill.ranks import ALONE, join_group
@@ -180,3 +180,14 @@ def test_what_all_ranks_hold() -> None:
     assert held_by_all([[a, b, restarted], [b, restarted]]) == restarted, "a restart counts as newer"
     assert held_by_all([[a], [b]]) is None
     assert held_by_all([[a], []]) is None
+
+
+def test_what_ranks_tell_each_other_arrives_and_decides() -> None:
+    a, b = SnapshotId(1, 2, 0, 40), SnapshotId(1, 2, 1, 20)
+    mine = [Said((a, b), 50), Said((), None)]
+    assert unpack([1, 3], pack(True, mine)) == (True, mine)
+    assert len(pack(False, mine)) == len(pack(False, [Said((), None)] * 2)), "the same number from every rank"
+    assert agree([Said((a, b), 50), Said((a,), 60)]).chosen == a
+    assert agree([Said((a, b), 50), Said((a,), 60)]).peer_step == 60
+    assert agree_in_lockstep([Said((a,), None), Said((b,), None)], own=b).chosen == b
+    assert agree_in_lockstep([Said((a,), None), Said((), None)], own=a).chosen is None
