@@ -1,5 +1,6 @@
 """One attempt at a job: a Ray Train run per replica, each in a thread, watched from here until all have ended.
 
+The job's own replicas run side by side; once all of them have ended well, those of each control arm do, in their place.
 `result.json` says how the attempt ended, and is written before anything is tidied up.
 """
 
@@ -31,11 +32,12 @@ from cluster.directory import namespace_of, start_directory
 from cluster.trainer import RunFailed, TrainRun
 from cluster.worker import train
 from codistill.capacity import nodes_from_ray
+from codistill.controls import may_follow
 from codistill.outcome import Reason, ReplicaOutcome, attempt_result
 from codistill.progress import progress_lines
 from codistill.restarts import Failure, GiveUp, Retry, after_failure
 from codistill.run_dir import RunDir, StorageError, write_json
-from codistill.spec import JobSpec, replica_name
+from codistill.spec import Arm, JobSpec, replica_name
 
 log = logging.getLogger("codistill.driver")
 
@@ -94,23 +96,44 @@ class Attempt:
         namespace = namespace_of(self.run.job_id, self.fence)
         directory = start_directory(namespace)
         try:
-            replicas = [
-                ReplicaRun(self.run, self.fence, spec, index, namespace, directory)
-                for index in range(spec.replicas.count)
-            ]
-            reason = Watch(self, spec, replicas, directory).until_all_ended()
-            ended = sorted(replicas, key=lambda replica: replica.ended_at)  # so that the first failure is the reason
-            return {replica.name: replica.so_far() for replica in ended}, reason
+            return self._train_arms(spec, namespace, directory)
         finally:
             with contextlib.suppress(RayError):
                 ray.kill(directory)
+
+    def _train_arms(
+        self, spec: JobSpec, namespace: str, directory: Any
+    ) -> tuple[dict[str, ReplicaOutcome], Reason | None]:
+        began = time.monotonic()
+        outcomes, reason = self._train_arm("replica", spec, namespace, directory, began)
+        if spec.controls and not may_follow(outcomes):
+            log.warning("no %s: controls follow replicas that all succeeded", ", ".join(spec.controls))
+            return outcomes, reason
+        for control in spec.controls:
+            of_control, its_reason = self._train_arm(control, spec, namespace, directory, began)
+            outcomes |= of_control
+            reason = reason or its_reason
+        return outcomes, reason
+
+    def _train_arm(
+        self, arm: Arm, spec: JobSpec, namespace: str, directory: Any, began: float
+    ) -> tuple[dict[str, ReplicaOutcome], Reason | None]:
+        replicas = [
+            ReplicaRun(self.run, self.fence, spec, index, arm, namespace, directory)
+            for index in range(spec.replicas.count)
+        ]
+        reason = Watch(self, spec, replicas, directory, began).until_all_ended()
+        ended = sorted(replicas, key=lambda replica: replica.ended_at)  # so that the first failure is the reason
+        return {replica.name: replica.so_far() for replica in ended}, reason
 
 
 class ReplicaRun:
     """One replica: its Ray Train runs, one after another, in a thread of its own."""
 
-    def __init__(self, run: RunDir, fence: int, spec: JobSpec, index: int, namespace: str, directory: Any) -> None:
-        self.name = replica_name(index)
+    def __init__(
+        self, run: RunDir, fence: int, spec: JobSpec, index: int, arm: Arm, namespace: str, directory: Any
+    ) -> None:
+        self.name = replica_name(index, arm)
         self.outcome: ReplicaOutcome | None = None
         self.ended_at = float("inf")
         self.failures: list[Failure] = []
@@ -126,6 +149,7 @@ class ReplicaRun:
                 "job": run.job_id,
                 "fence": fence,
                 "index": index,
+                "arm": arm,
                 "namespace": namespace,
             },
             ranks=spec.replicas.ranks,
@@ -190,21 +214,24 @@ class ReplicaRun:
 
 
 class Watch:
-    """The main thread's part: stops, deadlines, hangs, and a line now and then."""
+    """The main thread's part, for the replicas of one arm: stops, deadlines, hangs, and a line now and then."""
 
-    def __init__(self, attempt: Attempt, spec: JobSpec, replicas: list[ReplicaRun], directory: Any) -> None:
+    def __init__(
+        self, attempt: Attempt, spec: JobSpec, replicas: list[ReplicaRun], directory: Any, attempt_began: float
+    ) -> None:
         self._attempt, self._spec, self._replicas, self._directory = attempt, spec, replicas, directory
         self._run, self._fence = attempt.run, attempt.fence
         self._reason: Reason | None = None
         self._stop_since: float | None = None
         self._pressed: Rung = "wait"
-        self._started = time.monotonic()
+        self._attempt_began, self._started = attempt_began, time.monotonic()
         self._unstarted = {replica.name for replica in replicas}
         self._next_line = self._started
 
     def until_all_ended(self) -> Reason | None:
         """Start the replicas and return when each has ended or had to be left behind; the reason when the attempt as
         a whole gave up."""
+        self._look_for_reasons_to_stop(self._started)  # asked for while the arm before ended: then nothing is started
         for replica in self._replicas:
             replica.start()
         while self._running() and self._pressed != "leave":
@@ -231,7 +258,9 @@ class Watch:
             self._say(f"signal {self._attempt.signals[0]}: each replica writes a last checkpoint and ends")
             self._run.request_stop(self._fence)
         else:
-            self._reason = overdue(self._spec, now - self._started, self._unstarted)
+            self._reason = overdue(self._spec, now - self._attempt_began, ()) or overdue(
+                self._spec, now - self._started, self._unstarted
+            )
             if self._reason is not None:
                 self._say(f"stopping: {self._reason.message}")
                 self._run.request_stop(self._fence)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never, cast
 
 from cluster.decisions import MEMORY_REFUSED
 from cluster.transport import ObjectStoreTransport
 from codistill.exchange.transport import FilesTransport, Transport
 from codistill.run_dir import RunDir
+from codistill.spec import Arm, Exchange
 from codistill.spec import AutoTransport as AutoTransportSpec
-from codistill.spec import Exchange
 from codistill.spec import FilesTransport as FilesTransportSpec
 from codistill.spec import MemoryTransport as MemoryTransportSpec
 from codistill.spec import ObjectStoreTransport as ObjectStoreTransportSpec
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def train(config: dict[str, str | int]) -> dict[str, Any]:
-    """The train function: `storage`, `job`, `fence`, `index`, `namespace` → this replica's entry of `result.json`."""
+    """The train function: from `storage`, `job`, `fence`, `index`, `arm` and `namespace` to this replica's entry of
+    `result.json`."""
     # With torch, which the driver need not wait for.
     from ray.train.torch import get_device
 
@@ -33,6 +34,7 @@ def train(config: dict[str, str | int]) -> dict[str, Any]:
         run,
         fence=int(config["fence"]),
         index=int(config["index"]),
+        arm=cast(Arm, config["arm"]),
         connect=lambda scope: connect(scope, spec.exchange, namespace),
         ranks=Ranks.joined(),
         device=get_device() if spec.on_cuda else None,

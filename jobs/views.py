@@ -45,7 +45,9 @@ def full(job: Job, transitions: Sequence[Transition], run: RunDir, now: float) -
 
 
 def replica_names(job: Job) -> list[str]:
-    return [replica_name(index) for index in range(job.spec.replicas.count)]
+    """Of the job's own replicas, then of its controls'."""
+    spec = job.spec
+    return [replica_name(index, arm) for arm in spec.arms for index in range(spec.replicas.count)]
 
 
 def _progress(job: Job, beats: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def _progress(job: Job, beats: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
     return {
         "phase": phases.pop() if len(phases) == 1 else ("mixed" if phases else None),
         "completed": sum(int(beat.get("step") or 0) for beat in beats.values()),
-        "total": spec.training.steps * spec.replicas.count,
+        "total": spec.training.steps * len(replica_names(job)),
         "unit": "steps",
     }
 

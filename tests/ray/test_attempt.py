@@ -8,10 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from codistill import records
 from codistill.run_dir import RunDir, read_json
 from tests.ray.running import INTERVAL_STEPS, beat, beside, create, ledger, nothing_reserved, spec_of, until
+from tests.support import final_weights, fingerprint, new_run, run_in_turns
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -140,3 +142,24 @@ def test_replicas_of_two_ranks_lose_one_and_come_back_whole(tmp_path: Path) -> N
         assert steps == sorted(set(steps)), "the first rank alone keeps the ledger"
         assert steps[-1] == 399
         assert (run.export(name) / "model.safetensors").exists()
+
+
+def test_controls_follow_in_the_place_of_the_replicas_and_outlive_a_kill(tmp_path: Path) -> None:
+    spec = spec_of(200, controls=["solo"], exchange={"interval_steps": INTERVAL_STEPS, "mode": "lockstep"})
+    run = create(tmp_path, spec)
+    with beside(run) as ended:
+        until(lambda: beat(run, "solo-1")["step"] >= 60)
+        assert all(beat(run, name)["state"] == "ended" for name in BOTH), "two CPUs are enough for four replicas"
+        os.kill(beat(run, "solo-1")["pid"], signal.SIGKILL)
+        result = ended()
+    assert (result["outcome"], result["degraded"], result["reason"]) == ("succeeded", False, None)
+    assert set(result["replicas"]) == {*BOTH, "solo-0", "solo-1"}
+    entries = {name: result["replicas"][name] for name in ("solo-0", "solo-1")}
+    assert [(entry["steps"], entry["incarnations"]) for entry in entries.values()] == [(200, 1), (200, 2)]
+    assert all(entry["bytes_sent"] == entry["bytes_received"] == 0 for entry in entries.values())
+    alone = new_run(tmp_path / "alone", spec.for_arm("solo"))
+    run_in_turns(alone)
+    for index, name in enumerate(entries):
+        weights = load_file(run.export(name) / "model.safetensors")
+        assert fingerprint(weights) == fingerprint(final_weights(alone, index))
+    until(nothing_reserved, limit_s=10)

@@ -125,7 +125,7 @@ def test_bad_specs_are_422_and_name_the_key(service: Service, body: str, path: s
 
 def test_errors_list_what_is_allowed(service: Service) -> None:
     value = problem(service.http.post("/api/v1/jobs", json={"method": {"kind": "none"}}), 422, "bad_spec")
-    assert value["errors"][0]["allowed"] == ["solo", "codistillation"]
+    assert value["errors"][0]["allowed"] == ["solo", "codistillation", "label_smoothing"]
 
 
 def test_a_job_that_can_never_fit_is_refused_with_what_is_short(service: Service) -> None:
@@ -250,6 +250,22 @@ def test_show_has_replicas_progress_and_transitions(service: Service) -> None:
     assert [t["state"] for t in status["transitions"]] == ["QUEUED", "ADMITTED", "STARTING"]
     cancelled = service.http.post(f"/api/v1/jobs/{job_id}/cancel")
     assert cancelled.json()["status"]["replicas"][0]["loss"] is None
+
+
+def test_control_arms_are_replicas_like_others(service: Service) -> None:
+    job_id = service.submit(controls=["smoothing", "solo"])
+    run = service.run(job_id)
+    for index, step in enumerate((10, 10)):
+        write_json(run.heartbeat(1, f"replica-{index}"), beat(index, step=step))
+    write_json(run.heartbeat(1, "smoothing-1"), beat(1, step=4) | {"replica": "smoothing-1"})
+    status = service.get(f"/{job_id}")["status"]
+    names = [replica["replica"] for replica in status["replicas"]]
+    assert names == ["replica-0", "replica-1", "smoothing-0", "smoothing-1", "solo-0", "solo-1"]
+    assert [replica["step"] for replica in status["replicas"]] == [10, 10, None, 4, None, None]
+    assert (status["progress"]["completed"], status["progress"]["total"]) == (24, 60)
+    assert service.get(f"/{job_id}/metrics", replica="solo-1")["items"] == []
+    answer = service.http.get(f"/api/v1/jobs/{job_id}/ledger", params={"replica": "solo-2"})
+    assert "it has replica-0, replica-1, smoothing-0" in problem(answer, 404, "no_such_replica")["detail"]
 
 
 def test_only_the_current_fence_is_shown(service: Service) -> None:
