@@ -1,0 +1,46 @@
+"""The example specs of the recipes with data sets of their own, for a few steps on synthetic data."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from codistill.evaluate import predictions_schema
+from codistill.recipes import open_recipe
+from codistill.spec_errors import load_spec, parse_spec
+from jobs import examples
+from tests.datasets import synthetic_datasets
+from tests.support import merge, new_run, run_in_turns
+
+SHORT = {
+    "training": {"steps": 4, "batch_size": 16, "log_interval_steps": 1, "schedule": {"kind": "constant"}},
+    "exchange": {"mode": "lockstep", "interval_steps": 1},
+    "method": {"burn_in_steps": 2},
+}
+
+
+@pytest.mark.parametrize(("name", "places"), [("images-pair", 1), ("text-pair", 64), ("tabular-pair", 1)])
+def test_an_example_runs_to_its_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, places: int) -> None:
+    monkeypatch.setenv("CODISTILL_DATA", str(tmp_path / "data"))
+    synthetic_datasets(tmp_path / "data")
+    example = load_spec(Path(examples.__file__).parent / f"{name}.toml").model_dump(mode="json")
+    few = {"recipe": {"evaluation_size": 8}} if "evaluation_size" in example["recipe"] else {}
+    spec = parse_spec(merge(merge(example, SHORT), few))
+    run = new_run(tmp_path / "runs", spec)
+    results = run_in_turns(run)
+    recipe = open_recipe(spec)
+    for index in (0, 1):
+        assert results[index]["outcome"] == "succeeded"
+        predictions = run.replica(1, f"replica-{index}") / "predictions" / "test.parquet"
+        table = pq.read_table(predictions)
+        assert table.schema.equals(predictions_schema(recipe.classes))
+        ids = recipe.split("test").ids
+        assert table["sample_id"].to_pylist() == ids.repeat_interleave(places).tolist()
+        first = table["log_probabilities"][0].as_py()
+        assert len(first) == recipe.classes
+        assert sum(math.exp(value) for value in first) == pytest.approx(1, abs=1e-4)
+        assert (run.export(f"replica-{index}") / "model.safetensors").exists()
+    assert results[0]["bytes_received"] > 0  # the teacher was heard
