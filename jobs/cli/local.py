@@ -5,6 +5,9 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -72,6 +75,7 @@ def run(
     spec: Spec,
     storage: Storage = None,
     name: Annotated[str | None, typer.Option(help="Id of the job [default: the spec's name and a random end]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the spec's seed, for repetitions", min=0)] = None,
     on: Annotated[
         str | None,
         typer.Option(
@@ -84,6 +88,8 @@ def run(
     from jobs.job import new_job_id
 
     checked = load_spec(spec)
+    if seed is not None:
+        checked = checked.model_copy(update={"seed": seed})
     try:
         job_id = checked_id(name) if name else new_job_id(checked.name)
     except ValueError as error:
@@ -92,19 +98,30 @@ def run(
     if on is None or on == "auto":
         refuse_missing_data(checked)
     if on is None:
-        return _run_module("codistill.local", str(spec), "--storage", str(directory), "--job", job_id)
+        with _as_file(checked) as file:
+            return _run_module("codistill.local", str(file), "--storage", str(directory), "--job", job_id)
     require_cluster(f"run --on {on}")
     run_dir = RunDir(directory, job_id)
     fence = (run_dir.fences() or [0])[-1] + 1
     if on == "auto":
-        words = ["--spec-file", str(spec), "--storage", str(directory), "--job", job_id, "--fence", str(fence)]
-        code = _run_module("cluster.launch", *words, "--address", "auto")
+        words = ["--storage", str(directory), "--job", job_id, "--fence", str(fence), "--address", "auto"]
+        with _as_file(checked) as file:
+            code = _run_module("cluster.launch", "--spec-file", str(file), *words)
         return exit_of_attempt(run_dir, fence) if code == Exit.DONE else code
     if on.startswith(("http://", "https://")):
         from jobs.cli.ray_job import run_as_ray_job
 
         return run_as_ray_job(on, checked, run_dir, fence)
     raise CommandError(f"--on {on}: use auto, or the address of a Ray dashboard such as http://host:8265", Exit.USAGE)
+
+
+@contextmanager
+def _as_file(spec: JobSpec) -> Generator[Path]:
+    """The spec as it was checked, for the process that runs it."""
+    with tempfile.TemporaryDirectory(prefix="codistill-") as directory:
+        path = Path(directory) / "spec.json"
+        path.write_text(spec.model_dump_json())
+        yield path
 
 
 def refuse_missing_data(spec: JobSpec) -> None:
