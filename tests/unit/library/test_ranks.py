@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from codistill import records
@@ -131,14 +132,17 @@ class SlowTransport(FilesTransport):
 def mailbox(run: RunDir, replica: int, transport: FilesTransport, ranks: Any, stop: Any = lambda: False) -> Mailbox:
     settings = MailboxSettings(SnapshotId(replica, 1, 0, 0), (1 - replica,), RULE, "async", threaded=True)
     ledger = Recorder(None, LEDGER, fence=1, incarnation=0)
-    return Mailbox(transport, settings, ledger, nn.Linear(2, 2), Counters(), ranks=ranks, should_stop=stop)
+    return Mailbox(transport, settings, ledger, nn.BatchNorm1d(2), Counters(), ranks=ranks, should_stop=stop)
 
 
 def listen(run: RunDir, rank: int, rendezvous: str, out: Path) -> None:
-    """One rank of replica 0: notes which version it hears in each of 150 steps of 20 ms."""
+    """One rank of replica 0: shows what it has, then notes which version it hears in each of 150 steps of 20 ms."""
     ranks = join_group(rendezvous, rank, 2, on_gpu=False)
     kind = SlowTransport if rank == 1 else FilesTransport
     box = mailbox(run, 0, kind(run, 0, 2, keep=4), ranks)
+    shown = nn.BatchNorm1d(2)
+    shown.running_mean = torch.tensor([float(rank), 10.0])
+    box.publish(0, shown)
     heard: list[int | None] = []
     for step in range(150):
         time.sleep(0.02)
@@ -160,10 +164,12 @@ def test_all_ranks_change_to_the_same_snapshot_in_the_same_step(tmp_path: Path) 
     publisher = mailbox(run, 1, FilesTransport(run, 1, 2, keep=4), ALONE)
     version = 0
     while any(listener.is_alive() for listener in listeners):
-        publisher.publish(version, nn.Linear(2, 2))
+        publisher.publish(version, nn.BatchNorm1d(2))
         version += 1
         time.sleep(0.15)
     publisher.close()
+    shown = load_file(run.exchange("replica-0") / "0001-0000-000000000000.safetensors")
+    assert shown["running_mean"].tolist() == [0.5, 10.0], "the ranks' own statistics leave as their mean"
     heard = [json.loads(out.read_text()) for out in outs]
     assert heard[0] == heard[1]
     versions = [v for v in heard[0] if v is not None]
