@@ -83,14 +83,14 @@ class Ranks:
         return {name: torch.tensor(totals[name] / self.count, device=values[name].device) for name in values}
 
     def average_buffers(self, modules: Iterable[nn.Module]) -> None:
-        """Make the floating-point buffers of all ranks their mean, in place.
+        """Make the floating-point buffers that a module keeps the mean of all ranks', in place.
 
         Each rank's normalisation statistics come from its own share of the data; before a model leaves its replica
         (published, saved, exported) they become one.
         """
         if self.count == 1:
             return
-        buffers = [b for module in modules for b in module.buffers() if b.is_floating_point()]
+        buffers = [buffer for module in modules for buffer in _statistics(module)]
         if not buffers:
             return
         flat = torch.cat([buffer.detach().reshape(-1).to("cpu", torch.float32) for buffer in buffers])
@@ -99,6 +99,11 @@ class Ranks:
         with torch.no_grad():
             for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
                 buffer.copy_(mean.reshape(buffer.shape))
+
+
+def _statistics(module: nn.Module) -> list[Tensor]:
+    kept = module.state_dict(keep_vars=True)
+    return [buffer for name, buffer in module.named_buffers() if name in kept and buffer.is_floating_point()]
 
 
 ALONE = Ranks()

@@ -11,6 +11,7 @@ NO_TORCH = [
     "codistill", "codistill.spec", "codistill.spec_errors", "codistill.run_dir", "codistill.records",
     "codistill.capacity", "codistill.compare", "codistill.outcome", "codistill.progress", "codistill.local",
     "codistill.environment", "codistill.mirror", "codistill.trackers",
+    "codistill.data.catalog", "codistill.data.sources", "codistill.data.writing", "codistill.data.layouts",
 ]  # fmt: skip
 LIBRARY = ["codistill.replica", "codistill.methods", "codistill.exchange.mailbox"]
 SERVICE = ["jobs.cli", "jobs.api", "jobs.store", "jobs.manager", "jobs.client"]
