@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,18 @@ def beat(run: RunDir, replica: str, fence: int = 1) -> dict[str, Any]:
     return run.read_heartbeats(fence).get(replica, {"step": -1, "incarnation": -1, "pid": -1})
 
 
+@contextmanager
+def runner(storage: Path, spec: JobSpec) -> Generator[subprocess.Popen[str]]:
+    (storage / "spec.json").write_text(spec.model_dump_json())
+    command = [sys.executable, "-P", "-m", "codistill.local", str(storage / "spec.json")]
+    command += ["--storage", str(storage), "--job", "job"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_controls_as_processes_are_killed_stopped_and_gone_on_with(tmp_path: Path) -> None:
@@ -179,17 +192,13 @@ def test_controls_as_processes_are_killed_stopped_and_gone_on_with(tmp_path: Pat
         exchange={"interval_steps": 40, "transport": {"kind": "auto"}},
         method={"burn_in_steps": 80},
     )
-    (tmp_path / "spec.json").write_text(spec.model_dump_json())
-    place = ["--storage", str(tmp_path), "--job", "job"]
-    command = [sys.executable, "-P", "-m", "codistill.local", str(tmp_path / "spec.json"), *place]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     run = RunDir(tmp_path, "job")
-
-    wait_for(lambda: beat(run, "solo-1")["step"] >= 110)
-    os.kill(beat(run, "solo-1")["pid"], signal.SIGKILL)
-    wait_for(lambda: beat(run, "solo-1")["incarnation"] == 1 and beat(run, "solo-1")["step"] > 100)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    with runner(tmp_path, spec) as process:
+        wait_for(lambda: beat(run, "solo-1")["step"] >= 110)
+        os.kill(beat(run, "solo-1")["pid"], signal.SIGKILL)
+        wait_for(lambda: beat(run, "solo-1")["incarnation"] == 1 and beat(run, "solo-1")["step"] > 100)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 103, output
     assert "solo-1: killed by signal SIGKILL" in output
     stopped = result_of(run)
@@ -198,7 +207,7 @@ def test_controls_as_processes_are_killed_stopped_and_gone_on_with(tmp_path: Pat
     assert [stopped["replicas"][name]["outcome"] for name in NAMES[4:]] == ["cancelled"] * 2, "not begun any more"
     before = {name: weights(run, name) for name in NAMES[:2]}
 
-    assert main(place) == 0
+    assert main(["--storage", str(tmp_path), "--job", "job"]) == 0
     result = result_of(run, 2)
     assert (result["outcome"], result["degraded"]) == ("succeeded", False)
     assert sorted(result["replicas"]) == sorted(NAMES)
