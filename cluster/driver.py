@@ -33,6 +33,7 @@ from cluster.trainer import RunFailed, TrainRun
 from cluster.worker import train
 from codistill.capacity import nodes_from_ray
 from codistill.controls import may_follow
+from codistill.data.home import data_home
 from codistill.outcome import Reason, ReplicaOutcome, attempt_result
 from codistill.progress import progress_lines
 from codistill.restarts import Failure, GiveUp, Retry, after_failure
@@ -150,6 +151,7 @@ class ReplicaRun:
                 "fence": fence,
                 "index": index,
                 "arm": arm,
+                "data_home": str(data_home()),
                 "namespace": namespace,
             },
             ranks=spec.replicas.ranks,

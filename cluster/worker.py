@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never, cast
 
@@ -20,12 +21,10 @@ if TYPE_CHECKING:
 
 
 def train(config: dict[str, str | int]) -> dict[str, Any]:
-    """The train function: from `storage`, `job`, `fence`, `index`, `arm` and `namespace` to this replica's entry of
-    `result.json`."""
-    # With torch, which the driver need not wait for.
-    from ray.train.torch import get_device
-
-    from codistill.ranks import Ranks
+    """The train function: from `storage`, `data_home`, `job`, `fence`, `index`, `arm` and `namespace` to this
+    replica's entry of `result.json`."""
+    os.environ["CODISTILL_DATA"] = str(config["data_home"])
+    from codistill.ranks import Ranks  # with torch, which the driver need not wait for
     from codistill.replica import train_replica
 
     run = RunDir(Path(str(config["storage"])), str(config["job"]))
@@ -37,8 +36,15 @@ def train(config: dict[str, str | int]) -> dict[str, Any]:
         arm=cast(Arm, config["arm"]),
         connect=lambda scope: connect(scope, spec.exchange, namespace),
         ranks=Ranks.joined(),
-        device=get_device() if spec.on_cuda else None,
+        device=_device() if spec.on_cuda else None,
     )
+
+
+def _device() -> Any:
+    """The GPU that Ray Train has dealt to this rank."""
+    from ray.train.torch import get_device
+
+    return get_device()
 
 
 def connect(scope: SnapshotScope, exchange: Exchange, namespace: str) -> Transport:
