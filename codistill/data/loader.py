@@ -7,6 +7,8 @@ as its samples, so that order, resumption and augmentation do not know how many 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -56,7 +58,11 @@ def read_ahead(batches: StepBatches, steps: range, loader: Loader, *, pin: bool 
         # Not forked from here: threads of this process may hold locks. The server imports torch once for all.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch", "codistill.data.loader"])
-        options = {"multiprocessing_context": context, "prefetch_factor": loader.prefetch_batches}
+        options = {
+            "multiprocessing_context": context,
+            "prefetch_factor": loader.prefetch_batches,
+            "worker_init_fn": _end_with_parent,
+        }
     made = DataLoader(
         cast("Dataset[Batch]", _Steps(batches)),
         batch_size=None,
@@ -66,6 +72,19 @@ def read_ahead(batches: StepBatches, steps: range, loader: Loader, *, pin: bool 
         **options,
     )
     return iter(made)
+
+
+def _end_with_parent(worker: int) -> None:
+    """End this worker when the training process dies, however it dies. torch looks whether the parent of the process is
+    still the same, which here is the fork server, and that lives as long as its workers do."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 @dataclass(frozen=True)

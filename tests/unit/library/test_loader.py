@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -96,3 +103,26 @@ def test_a_draw_is_the_same_for_ever_and_nested() -> None:
 
 def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def train_for_ever(pids: Any) -> None:
+    """A training process with two loader workers."""
+    made = read_ahead(batches(), range(10**6), Loader(workers=2))
+    next(made)
+    pids.send([child.pid for child in multiprocessing.active_children()])
+    time.sleep(600)
+
+
+def test_loader_workers_die_with_the_process_that_trains() -> None:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    trainer = multiprocessing.get_context("spawn").Process(target=train_for_ever, args=(sender,))
+    trainer.start()
+    assert receiver.poll(60)
+    workers = receiver.recv()
+    assert len(workers) == 2
+    os.kill(trainer.pid or 0, signal.SIGKILL)
+    trainer.join()
+    give_up = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < give_up, "orphans"
+        time.sleep(0.05)
