@@ -16,7 +16,7 @@ from codistill.run_dir import RunDir, read_json
 from codistill.spec import JobSpec
 
 MAIN = "replica"
-NOT_PART_OF_AN_ARM = {"seed", "name", "labels"}
+NOT_PART_OF_AN_ARM = {"seed", "name", "labels", "controls"}
 
 
 class ArmError(ValueError):

@@ -102,6 +102,8 @@ class Mailbox:
         self._reports: Mapping[int, PeerReport] = {}
         self._staged: tuple[SnapshotId, Staged] | None = None
         self._step = 0
+        self._shown: int | None = None
+        """The version published last."""
         self.counters = counters
         self._lock = threading.Lock()
         self._closing = threading.Event()
@@ -146,7 +148,7 @@ class Mailbox:
     def publish_last(self, step: int, module: nn.Module) -> None:
         """After the last step: in async mode nobody waits for it, but those still training learn from the finished
         model from now on."""
-        if self._settings.mode == "async" and not self._settings.rule.due(step):
+        if self._settings.mode == "async" and self._shown != step:
             self._stage(step, module)
 
     def read(self, step: int) -> list[Held]:
@@ -184,6 +186,7 @@ class Mailbox:
 
     def _stage(self, step: int, module: nn.Module) -> None:
         self._ranks.average_buffers([module])
+        self._shown = step
         if not self._ranks.leads:
             return
         snapshot = replace(self._settings.me, version=step)

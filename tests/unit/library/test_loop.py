@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from codistill.batch import Batch
+from codistill.describe import describe
 from codistill.exchange.mailbox import StopRequested
 from codistill.loop import Surroundings, TrainingDiverged, finite, train_phase
 from codistill.numerics import Numerics
@@ -170,3 +171,11 @@ def test_peers_get_no_gradient_and_change_only_when_a_snapshot_is_new(
     run_in_turns(new_run(tmp_path, small_spec(training={"steps": 9})))
     for seen in prints.values():  # steps 3..8 hear versions 3, 4, 4, 6, 6, 8
         assert [a == b for a, b in itertools.pairwise(seen)] == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize(("mode", "steps", "sent"), [("async", 12, 6), ("async", 11, 6), ("lockstep", 12, 5)])
+def test_the_finished_model_is_left_to_those_still_training(tmp_path: Path, mode: str, steps: int, sent: int) -> None:
+    """Versions 3, 4, 6, 8, 10, and the last one where somebody may hear it that nobody waits for."""
+    results = run_in_turns(new_run(tmp_path, small_spec(training={"steps": steps}, exchange={"mode": mode})))
+    snapshot = results[0]["bytes_sent"] / sent
+    assert snapshot == describe(small_spec())["bytes_per_snapshot"]
