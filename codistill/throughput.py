@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +51,8 @@ class Throughput:
 
 def peak_flops_of(device_name: str, precision: str) -> float | None:
     """Of one device, per second; None when it is not in the table."""
-    known = [name for name in PEAK_FLOPS if all(word in device_name for word in name.split())]
+    words = set(re.split(r"[^A-Za-z0-9]+", device_name))
+    known = [name for name in PEAK_FLOPS if set(name.split()) <= words]
     if not known:
         return None
     half, single = PEAK_FLOPS[max(known, key=len)]

@@ -43,7 +43,10 @@ def compare(
     ] = None,
     incumbent: Annotated[
         str | None,
-        typer.Option(help="A deployed model, against which churn is measured", metavar="RUN[:REPLICA]"),
+        typer.Option(
+            help="A deployed model, against which churn is measured: of a run, or a registered one",
+            metavar="RUN[:REPLICA]|NAME",
+        ),
     ] = None,
     output: Annotated[CompareFormat, typer.Option("-o", "--output", help="How it is printed")] = CompareFormat.TABLE,
     plot: Annotated[
@@ -110,10 +113,33 @@ def _arms(words: Sequence[str], storage: Path | None) -> dict[str, list[RunDir]]
 def _incumbent(word: str | None, storage: Path | None) -> tuple[RunDir, str | None] | None:
     if word is None:
         return None
+    registered = _registered(word)
+    if registered is not None:
+        return registered
     run, separator, replica = word.rpartition(":")
     if not separator or Path(word).is_dir():
         return _run_dir(word, storage), None
     return _run_dir(run, storage), replica
+
+
+def _registered(word: str) -> tuple[RunDir, str] | None:
+    """The run and replica of a model that has this name (`codistill register model`); None when none has."""
+    from codistill.data.catalog import find_model, registry
+    from codistill.data.home import DataError, data_home
+
+    try:
+        if word not in registry(data_home())["models"]:
+            return None
+        location = find_model(word)
+        if location.parent.name != "export":
+            raise DataError(
+                f"model '{word}' is {location}, which is no longer where its run left it (RUN/export/REPLICA); what it"
+                " predicts on the test samples stands in the run"
+            )
+        root = location.parent.parent
+        return RunDir(root.parent, root.name), location.name
+    except (DataError, ValueError) as error:
+        raise CommandError(f"--incumbent: {error}", Exit.UNAVAILABLE) from None
 
 
 def _run_dir(word: str, storage: Path | None) -> RunDir:

@@ -109,3 +109,25 @@ def test_without_matplotlib_it_names_the_extra(
     code, _, err = call(capsys, storage, "a=a-1", "--plot", str(storage / "figure.png"))
     assert code == Exit.UNAVAILABLE
     assert "pip install 'codistill[plots]'" in err
+
+
+def test_a_registered_model_is_an_incumbent(
+    storage: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("CODISTILL_DATA", str(tmp_path_factory.mktemp("data")))
+    export = storage / "deployed" / "export" / "replica-1"
+    moved = storage / "moved"
+    for place in (export, moved):
+        place.mkdir(parents=True)
+        for name in ("config.json", "model.safetensors", "manifest.json"):
+            (place / name).write_text("{}")
+    assert jobs.cli.run(["register", "model", "in-use", str(export)]) == Exit.DONE
+    assert jobs.cli.run(["register", "model", "elsewhere", str(moved)]) == Exit.DONE
+    capsys.readouterr()
+    _, by_name, _ = call(capsys, storage, "x=a-1,a-2", "--incumbent", "in-use", "-o", "json")
+    _, by_run, _ = call(capsys, storage, "x=a-1,a-2", "--incumbent", "deployed:replica-1", "-o", "json")
+    assert by_name == by_run
+    code, _, err = call(capsys, storage, "x=a-1", "--incumbent", "elsewhere")
+    assert code == Exit.UNAVAILABLE
+    assert "no longer where its run left it" in err
