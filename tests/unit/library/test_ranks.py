@@ -70,8 +70,8 @@ def test_two_ranks_equal_one_process_on_the_whole_batch(tmp_path: Path) -> None:
 
 WHOLE: dict[str, Any] = {
     "training": {
-        "steps": 60, "accumulate": 2, "ema_decay": 0.9, "checkpoint_interval_steps": 10, "clip_norm": 1.0,
-        "loader": {"workers": 2}, "optimizer": {"kind": "adamw"}, "schedule": {"kind": "cosine", "warmup_steps": 5},
+        "steps": 40, "accumulate": 2, "ema_decay": 0.9, "checkpoint_interval_steps": 10, "clip_norm": 1.0,
+        "loader": {"workers": 1}, "optimizer": {"kind": "adamw"}, "schedule": {"kind": "cosine", "warmup_steps": 5},
     },
     "replicas": {"ranks": 2},
     "recipe": {"batch_norm": True},
