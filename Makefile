@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint bench clean
 .DEFAULT_GOAL := help
@@ -11,16 +13,21 @@ help:
 	@echo "make demo   train two replicas alone and together through the whole stack, and compare them"
 	@echo "make test   run all tests"
 	@echo "make lint   format check, lint, types, import contracts"
-	@echo "make bench  measure what the exchange costs"
+	@echo "make bench  measure what training and the exchange cost"
 
 # The CPU build of torch is pinned in constraints.txt; for CUDA install your torch first, or see the Dockerfile.
-$(READY): pyproject.toml constraints.txt
+$(RUNS): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) torch
+	$(PIP) -e '.[cluster,digits]'
+	touch $(RUNS)
+
+# What tests need beyond that: every extra, and the tools.
+$(READY): $(RUNS)
+	$(PIP) -e '.[dev]'
 	touch $(READY)
 
-demo: $(READY)
+demo: $(RUNS)
 	$(BIN)/codistill demo
 
 test: $(READY)
