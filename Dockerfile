@@ -30,7 +30,8 @@ RUN if command -v /usr/local/bin/python3; then /usr/local/bin/python3 -m venv ve
 ENV PATH=/srv/codistill/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     RAY_USAGE_STATS_ENABLED=0 \
-    CODISTILL_HOME=/srv/codistill/state
+    CODISTILL_HOME=/srv/codistill/state \
+    CODISTILL_DATA=/storage/data
 
 # Dependencies first: they change less often than the code.
 COPY --chown=codistill:codistill constraints.txt pyproject.toml README.md LICENSE ./
