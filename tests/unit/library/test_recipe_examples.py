@@ -1,4 +1,4 @@
-"""The example specs of the recipes with data sets of their own, for a few steps on synthetic data."""
+"""Every example spec for a few steps, on synthetic data where the recipe has a data set of its own."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ from tests.support import merge, new_run, run_in_turns
 SHORT = {
     "training": {"steps": 4, "batch_size": 16, "log_interval_steps": 1, "schedule": {"kind": "constant"}},
     "exchange": {"mode": "lockstep", "interval_steps": 1},
-    "method": {"burn_in_steps": 2},
 }
+EXAMPLES = sorted(Path(examples.__file__).parent.glob("*.toml"))
 
 
-@pytest.mark.parametrize(("name", "places"), [("images-pair", 1), ("text-pair", 64), ("tabular-pair", 1)])
-def test_an_example_runs_to_its_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, places: int) -> None:
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs_to_its_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     monkeypatch.setenv("CODISTILL_DATA", str(tmp_path / "data"))
     synthetic_datasets(tmp_path / "data")
-    example = load_spec(Path(examples.__file__).parent / f"{name}.toml").model_dump(mode="json")
-    few = {"recipe": {"evaluation_size": 8}} if "evaluation_size" in example["recipe"] else {}
-    spec = parse_spec(merge(merge(example, SHORT), few))
+    example = load_spec(path).model_dump(mode="json")
+    teaches = example["method"]["kind"] == "codistillation"
+    few = {"evaluation_size": 8} if "evaluation_size" in example["recipe"] else {}
+    few |= {"train_size": 100 if example["recipe"]["kind"] == "digits" else None}
+    short = {**SHORT, "recipe": few, **({"method": {"burn_in_steps": 2}} if teaches else {})}
+    spec = parse_spec(merge(example, short))
+    places = example["recipe"].get("context", 1)
     run = new_run(tmp_path / "runs", spec)
     results = run_in_turns(run)
     recipe = open_recipe(spec)
-    for index in (0, 1):
+    for index in range(spec.replicas.count):
         assert results[index]["outcome"] == "succeeded"
         predictions = run.replica(1, f"replica-{index}") / "predictions" / "test.parquet"
         table = pq.read_table(predictions)
@@ -43,4 +47,4 @@ def test_an_example_runs_to_its_export(tmp_path: Path, monkeypatch: pytest.Monke
         assert len(first) == recipe.classes
         assert sum(math.exp(value) for value in first) == pytest.approx(1, abs=1e-4)
         assert (run.export(f"replica-{index}") / "model.safetensors").exists()
-    assert results[0]["bytes_received"] > 0  # the teacher was heard
+    assert (results[0]["bytes_received"] > 0) == teaches
