@@ -18,7 +18,9 @@ from torch import nn
 
 from tests.benchmarks.cluster import small_cluster
 from tests.benchmarks.report import table
-from tests.benchmarks.training import HELD, STEPS, Arm, available, bare, batch_size, batches, product, rows
+from tests.benchmarks.training import HELD, Arm, available, bare, batch_size, batches, product, rows
+
+REPORT_STEPS = 25
 
 
 def main() -> None:
@@ -48,7 +50,7 @@ def in_the_worker() -> list[Sequence[str]]:
 
     def advance_and_report() -> None:
         rays.advance()
-        if next(done) % STEPS == 0:
+        if next(done) % REPORT_STEPS == 0:
             ray.train.report({"steps": 1})
 
     with tempfile.TemporaryDirectory() as storage:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ RECIPES = {
     "text, transformer": {"kind": "text"},
     "tabular, embeddings": {"kind": "tabular"},
 }
-STEP_S, STEPS, ROUNDS, HELD = 0.02, 25, 10, 32
+STEP_S, CHUNK_S, ROUNDS, HELD = 0.02, 0.5, 10, 32
 MANY_STEPS = 10**6
 
 
@@ -53,9 +54,9 @@ class Arm:
 
     advance: Callable[[], None]
 
-    def chunk(self) -> float:
+    def chunk(self, steps: int) -> float:
         """Seconds per step of the next few."""
-        return seconds(lambda: [self.advance() for _ in range(STEPS)]) / STEPS
+        return seconds(lambda: [self.advance() for _ in range(steps)]) / steps
 
 
 def main() -> None:
@@ -63,23 +64,21 @@ def main() -> None:
     everywhere = os.sched_getaffinity(0)
     core = min(everywhere)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    framework: list[Sequence[str]] = []
-    data: list[Sequence[str]] = []
+    head = ["recipe", "loop", "ms a step: median (range)", "of the bare loop's steps/s"]
     for name, recipe in available():
         os.sched_setaffinity(0, {core})
         size = batch_size(recipe)
         held = list(itertools.islice(batches(recipe, size, workers=0), HELD))
-        framework += framework_rows(f"{name}, batch {size}", recipe, held, size)
+        framework = framework_rows(f"{name}, batch {size}", recipe, held, size)
+        print(table("Framework tax (aim: product >= 0.97, and >= DDP)", head, framework), flush=True)
         os.sched_setaffinity(0, everywhere - {core} or everywhere)  # what is started now stays off the core
         feeds = {f"loader, {w} workers": batches(recipe, size, workers=w) for w in (0, 1)}
         for feed in feeds.values():
             next(feed)
         os.sched_setaffinity(0, {core})
-        data += data_rows(f"{name}, batch {size}", recipe, held, feeds)
+        data = data_rows(f"{name}, batch {size}", recipe, held, feeds)
+        print(table("Data tax (aim: >= 0.95)", head, data), flush=True)
     dist.destroy_process_group()
-    head = ["recipe", "loop", "ms a step: median (range)", "of the bare loop's steps/s"]
-    print(table("Framework tax (aim: product >= 0.97, and >= DDP)", head, framework), flush=True)
-    print(table("Data tax (aim: >= 0.95)", head, data), flush=True)
 
 
 def available() -> Iterator[tuple[str, Recipe]]:
@@ -103,8 +102,8 @@ def batch_size(recipe: Recipe) -> int:
     size = 16
     while True:
         arm = bare(recipe, itertools.cycle(itertools.islice(batches(recipe, size, workers=0), 4)))
-        arm.chunk()
-        if arm.chunk() >= STEP_S:
+        arm.chunk(2)
+        if arm.chunk(4) >= STEP_S:
             return size
         size *= 2
 
@@ -181,8 +180,9 @@ def data_rows(
 
 
 def rows(name: str, arms: dict[str, Arm]) -> list[Sequence[str]]:
-    taken = interleaved({arm: opened.chunk for arm, opened in arms.items()}, ROUNDS)
     first = next(iter(arms))
+    steps = max(3, round(CHUNK_S / arms[first].chunk(3)))
+    taken = interleaved({arm: partial(opened.chunk, steps) for arm, opened in arms.items()}, ROUNDS)
     ratios = {
         # Of neighbours in time, since the machine drifts.
         arm: [base / own for base, own in zip(taken[first][1:], values[1:], strict=True)]
