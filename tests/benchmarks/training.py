@@ -140,6 +140,7 @@ def product(recipe: Recipe, held: Sequence[Batch], size: int, storage: Path) -> 
     """One replica as `codistill run` trains it, with every default but the batch size."""
     spec = parse_spec(
         {
+            "recipe": {"kind": "installed", "name": "benchmark"},
             "method": {"kind": "solo"},
             "replicas": {"count": 1},
             "training": {"steps": MANY_STEPS, "batch_size": size, "evaluate_interval_steps": MANY_STEPS},
