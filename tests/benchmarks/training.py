@@ -44,7 +44,7 @@ RECIPES = {
     "text, transformer": {"kind": "text"},
     "tabular, embeddings": {"kind": "tabular"},
 }
-STEP_S, CHUNK_S, ROUNDS, HELD = 0.02, 0.5, 10, 32
+STEP_S, CHUNK_S, ROUNDS, HELD = 0.02, 0.1, 60, 32
 MANY_STEPS = 10**6
 
 
@@ -182,7 +182,7 @@ def data_rows(
 
 def rows(name: str, arms: dict[str, Arm]) -> list[Sequence[str]]:
     first = next(iter(arms))
-    steps = max(3, round(CHUNK_S / arms[first].chunk(3)))
+    steps = max(1, round(CHUNK_S / arms[first].chunk(3)))
     taken = interleaved({arm: partial(opened.chunk, steps) for arm, opened in arms.items()}, ROUNDS)
     ratios = {
         # Of neighbours in time, since the machine drifts.
