@@ -53,6 +53,7 @@ def train_phase(
     Raises `StopRequested` between steps, `TrainingDiverged`, and `ValueError` when a group names what no loss reaches.
     """
     parts = wrap(work.learner, around.ranks, several_updates=len(phase.updates) > 1)
+    work.learner.train()  # once: whoever evaluates it restores its mode, and a walk over all modules takes time
     for teacher in teachers.values():
         teacher.begin(work.step)
     yield work.step
@@ -85,13 +86,13 @@ def train_step(
     teachers: Mapping[str, Teacher],
     around: Surroundings,
 ) -> dict[str, Tensor]:
-    """All updates of one step; returns the means of what they report, over the micro-batches."""
+    """All updates of one step. Returns what they report: means over the micro-batches, added up where several updates
+    report the same name."""
     micros = batch.split(around.numerics.accumulate)
     heard: dict[int, Targets] = {}
     stats: dict[str, Tensor] = {}
-    work.learner.train()
     for number, update in enumerate(phase.updates):
-        work.learner.zero_grad(set_to_none=True)
+        work.clear_gradients()
         for at, micro in enumerate(micros):
             targets = heard.pop(at) if at in heard else _targets(teachers, micro, around.numerics)
             if number + 1 < len(phase.updates):

@@ -81,6 +81,12 @@ class PhaseInProgress:
         """What is evaluated and exported: the average where there is one."""
         return self.learner if self.average is None else cast(Learner, self.average.module)
 
+    def clear_gradients(self) -> None:
+        """Of all that is trained; what is frozen has none."""
+        for group in self.groups.values():
+            for parameter in group.parameters.values():
+                parameter.grad = None
+
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         optimizers = {f"optimizer.{name}": pack_optimizer(g.optimizer)[0] for name, g in self.groups.items()}
         average = {} if self.average is None else {"average": self.average.state_dict()}
