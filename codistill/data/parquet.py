@@ -49,6 +49,8 @@ class ParquetRows:
     cache_bytes: int = CACHE_BYTES
     """Of decoded row groups; the one used least recently is dropped, but never the one being read."""
     _groups: OrderedDict[int, Columns] = field(init=False, repr=False, default_factory=OrderedDict[int, Columns])
+    _whole: Columns | None = field(init=False, repr=False, default=None)
+    """All row groups as one, once all have been read and fit: a batch is then one gather for each column."""
 
     def __reduce__(self) -> tuple[type[ParquetRows], tuple[object, ...]]:
         return ParquetRows, (self.paths, self.first_id, self.columns, self.decode, self.cache_bytes)
@@ -59,18 +61,29 @@ class ParquetRows:
         if len(rows) and not 0 <= rows.min() <= rows.max() < self._starts[-1]:
             last = self.first_id + int(self._starts[-1]) - 1
             raise IndexError(f"ids reach from {ids.min()} to {ids.max()}, here are {self.first_id} to {last}")
+        if self._whole is not None:
+            return {name: values[rows] for name, values in self._whole.items()}
         gathered: dict[str, Array] = {}
         for group, places, within in self._by_group(rows):
             for name, values in self._group(group).items():
                 if name not in gathered:
                     gathered[name] = np.empty((len(ids), *values.shape[1:]), values.dtype)
                 gathered[name][places] = values[within]
+        if len(self._groups) == len(self._places):
+            self._join_groups()
         return gathered
+
+    def _join_groups(self) -> None:
+        groups = [self._groups.pop(number) for number in range(len(self._places))]
+        self._whole = (
+            {name: np.concatenate([group[name] for group in groups]) for name in groups[0]} if groups else None
+        )
 
     @property
     def held_bytes(self) -> int:
         """Of decoded row groups that are kept now."""
-        return sum(_bytes(columns) for columns in self._groups.values())
+        whole = {} if self._whole is None else self._whole
+        return sum(_bytes(columns) for columns in (whole, *self._groups.values()))
 
     def _by_group(self, rows: Array) -> Iterator[tuple[int, Array, Array]]:
         """Each row group that is needed: its number, places in the batch, rows within the group."""

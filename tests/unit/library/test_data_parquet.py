@@ -56,10 +56,14 @@ def rows_of(paths: list[Path], **settings: Any) -> ParquetRows:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(ids=st.lists(st.integers(FIRST_ID, FIRST_ID + ROWS - 1), min_size=1, max_size=40))
-def test_rows_are_those_of_a_plain_reading(paths: list[Path], ids: list[int]) -> None:
+@given(ids=st.lists(st.integers(FIRST_ID, FIRST_ID + ROWS - 1), min_size=1, max_size=40), all_before=st.booleans())
+def test_rows_are_those_of_a_plain_reading(paths: list[Path], ids: list[int], all_before: bool) -> None:
     plain = pa.concat_tables([pq.read_table(path) for path in paths]).take([i - FIRST_ID for i in ids])
-    read = rows_of(paths).read(np.array(ids))
+    rows = rows_of(paths)
+    if all_before:
+        rows.read(np.arange(FIRST_ID, FIRST_ID + ROWS))
+        assert rows.held_bytes == ROWS * (8 + 4 + 6)
+    read = rows.read(np.array(ids))
     assert read["y"].tolist() == plain["y"].to_pylist()
     assert read["x"].tolist() == plain["x"].to_pylist()
     assert [bytes(row) for row in read["pixels"]] == plain["pixels"].to_pylist()
