@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, assert_never, cast
+from typing import Any, assert_never, cast
 
 from cluster.decisions import MEMORY_REFUSED
 from cluster.transport import ObjectStoreTransport
-from codistill.exchange.transport import FilesTransport, Transport
+from codistill.exchange.transport import SnapshotScope, Transport, connect_files
 from codistill.run_dir import RunDir
 from codistill.spec import Arm, Exchange
 from codistill.spec import AutoTransport as AutoTransportSpec
 from codistill.spec import FilesTransport as FilesTransportSpec
 from codistill.spec import MemoryTransport as MemoryTransportSpec
 from codistill.spec import ObjectStoreTransport as ObjectStoreTransportSpec
-
-if TYPE_CHECKING:
-    from codistill.exchange.opening import SnapshotScope
 
 
 def train(config: dict[str, str | int]) -> dict[str, Any]:
@@ -62,5 +59,5 @@ def connect(scope: SnapshotScope, exchange: Exchange, namespace: str) -> Transpo
         case _:
             assert_never(exchange.transport)
     if files:
-        return FilesTransport(scope.run, scope.index, scope.replicas, keep=scope.keep)
+        return connect_files(scope)
     return ObjectStoreTransport(scope.run, scope.index, namespace=namespace, keep=scope.keep)

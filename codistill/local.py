@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from codistill.controls import may_follow
-from codistill.exchange.transport import FilesTransport, Hub, MemoryTransport
+from codistill.exchange.transport import Hub, MemoryTransport, connect_files
 from codistill.outcome import Reason, ReplicaOutcome, attempt_result
 from codistill.progress import progress_lines
 from codistill.run_dir import RunDir, StorageError, write_json
@@ -154,7 +154,7 @@ def _replica_process(run: RunDir, fence: int, index: int, arm: Arm, rank: int, r
         fence=fence,
         index=index,
         arm=arm,
-        connect=lambda scope: FilesTransport(run, scope.index, spec.replicas.count, keep=scope.keep),
+        connect=connect_files,
         ranks=ranks,
         should_stop=orphaned.is_set,
     )

@@ -24,9 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 from codistill.batch import as_outputs
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.mailbox import Counters
-from codistill.exchange.opening import Connect, Member, SnapshotScope, open_mailbox
+from codistill.exchange.opening import Member, open_mailbox
 from codistill.exchange.snapshot import SnapshotId
-from codistill.exchange.transport import FilesTransport, Transport
+from codistill.exchange.transport import Connect, connect_files
 from codistill.peers import PeerTeachers, Pull
 from codistill.ranks import Ranks
 from codistill.records import LEDGER, Recorder
@@ -101,7 +101,7 @@ def join(
         me=SnapshotId(replica, FENCE, incarnation, 0),
         replicas=replicas,
         ranks=ranks,
-        connect=connect or _files,
+        connect=connect or connect_files,
         ledger=Recorder(records, LEDGER, fence=FENCE, incarnation=incarnation),
         counters=Counters(),
         should_stop=lambda: False,
@@ -143,10 +143,6 @@ def show(module: nn.Module, batch: Any) -> Any:
             return module(batch[0])
         case _:
             return module(batch)
-
-
-def _files(scope: SnapshotScope) -> Transport:
-    return FilesTransport(scope.run, scope.index, scope.replicas, keep=scope.keep)
 
 
 def _end_of(directory: RunDir, name: str) -> Path:

@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 
 from codistill.controls import spec_of
-from codistill.exchange.opening import Connect
 from codistill.exchange.snapshot import SnapshotId
+from codistill.exchange.transport import Connect
 from codistill.numerics import Numerics, device_of, set_up_process
 from codistill.ranks import ALONE, Ranks
 from codistill.run_dir import RunDir

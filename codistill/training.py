@@ -19,8 +19,9 @@ from codistill.environment import write_environment
 from codistill.evaluate import write_predictions
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.mailbox import Counters, Mailbox, StopRequested
-from codistill.exchange.opening import Connect, Member, open_mailbox
+from codistill.exchange.opening import Member, open_mailbox
 from codistill.exchange.snapshot import SnapshotId
+from codistill.exchange.transport import Connect
 from codistill.export import write_export
 from codistill.loop import Surroundings, train_phase
 from codistill.methods import plan

@@ -13,7 +13,7 @@ from codistill.batch import Batch
 from codistill.randomness import Name, hashes
 
 SplitName = Literal["train", "validation", "test"]
-EVALUATION_BATCH_SIZE = 512
+EVALUATION_BATCH_SIZE = 256
 
 
 class Split(Protocol):

@@ -10,27 +10,12 @@ from torch import nn
 from codistill.exchange.clock import PublishRule, snapshots_to_keep
 from codistill.exchange.mailbox import Counters, Mailbox, MailboxSettings
 from codistill.exchange.snapshot import SnapshotId
-from codistill.exchange.transport import MemoryTransport, Transport
+from codistill.exchange.transport import Connect, MemoryTransport, SnapshotScope
 from codistill.ranks import Ranks
 from codistill.records import Recorder
 from codistill.run_dir import RunDir
 from codistill.spec import Exchange
 from codistill.topology import teachers_of
-
-
-@dataclass(frozen=True)
-class SnapshotScope:
-    """Whose transport is wanted, and how many of its snapshots it is to keep."""
-
-    run: RunDir
-    fence: int
-    incarnation: int
-    index: int
-    replicas: int
-    keep: int
-
-
-Connect = Callable[[SnapshotScope], Transport]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -73,6 +73,21 @@ class Transport(Protocol):
     def close(self) -> None:
         """Let go of everything; announced snapshots stay for the peers where the place allows it."""
         ...
+
+
+@dataclass(frozen=True)
+class SnapshotScope:
+    """Whose transport is wanted, and how many of its snapshots it is to keep."""
+
+    run: RunDir
+    fence: int
+    incarnation: int
+    index: int
+    replicas: int
+    keep: int
+
+
+Connect = Callable[[SnapshotScope], Transport]
 
 
 # ---------------------------------------------------------------- memory
@@ -193,6 +208,11 @@ class FilesTransport:
     def _headers(self, replica: int) -> list[Header]:
         found = [read_json(path) for path in self._run.exchange(replica_name(replica)).glob("*.json")]
         return [Header.from_json(value) for value in found if value is not None]
+
+
+def connect_files(scope: SnapshotScope) -> FilesTransport:
+    """A replica's end of the exchange through files in its run directory."""
+    return FilesTransport(scope.run, scope.index, scope.replicas, keep=scope.keep)
 
 
 def _stem(header: Header) -> str:

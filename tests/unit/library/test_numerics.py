@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 from codistill.loop import train_step
 from codistill.methods.common import one_group
 from codistill.numerics import Numerics, device_of, set_up_process, wrap
+from codistill.peers import PeerTeachers
 from codistill.phase import Artifacts, Learner, Loss, Phase, Step, Update
 from codistill.ranks import ALONE
 from codistill.spec import Training
@@ -40,26 +41,33 @@ def test_micro_batches_add_up_to_the_batch(tmp_path: Path) -> None:
 def test_products_run_in_half_precision_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, dtype: torch.dtype
 ) -> None:
-    seen: dict[str, set[torch.dtype]] = {"linear": set(), "softmax": set()}
-    linear, softmax = nn.Linear.forward, torch.nn.functional.log_softmax
+    seen: dict[str, set[torch.dtype]] = {"student": set(), "teacher": set(), "softmax": set()}
+    outputs, linear, softmax = PeerTeachers.outputs, nn.Linear.forward, torch.nn.functional.log_softmax
+
+    def spied_outputs(self: PeerTeachers, batch: Any) -> Any:
+        said = outputs(self, batch)
+        seen["teacher"].update(one["logits"].dtype for one in said)
+        return said
 
     def spied_linear(self: nn.Linear, values: torch.Tensor) -> torch.Tensor:
         out = linear(self, values)
-        if self.training or (not torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")):
-            seen["linear"].add(out.dtype)
+        if self.training:
+            seen["student"].add(out.dtype)
         return out
 
     def spied_softmax(values: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         seen["softmax"].add(values.dtype)
         return softmax(values, *args, **kwargs)
 
+    monkeypatch.setattr(PeerTeachers, "outputs", spied_outputs)
     monkeypatch.setattr(nn.Linear, "forward", spied_linear)
     monkeypatch.setattr(torch.nn.functional, "log_softmax", spied_softmax)
     exact, _ = trained(tmp_path / "fp32")
-    assert seen["linear"] == {torch.float32}
-    seen["linear"].clear()
+    assert seen == {"student": {torch.float32}, "teacher": {torch.float32}, "softmax": {torch.float32}}
+    for kinds in seen.values():
+        kinds.clear()
     half, results = trained(tmp_path / precision, training={"precision": precision})
-    assert seen == {"linear": {dtype}, "softmax": {torch.float32}}
+    assert seen == {"student": {dtype}, "teacher": {dtype}, "softmax": {torch.float32}}
     for name, weights in exact.items():
         assert half[name].dtype == torch.float32
         torch.testing.assert_close(half[name], weights, rtol=0, atol=0.02)

@@ -65,7 +65,7 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert torch.equal(torch.cat(splits).sort().values, torch.arange(1797))
     # Worked out once: a change here would make old and new runs incomparable.
     assert splits[2][:5].tolist() == FIRST_TEST_SAMPLES
-    batch = next(in_order(recipe.split("test")))
+    batch = next(in_order(recipe.split("test"), 512))
     assert batch.views["x"].shape == (497, 1, 8, 8)
     assert batch.views["x"].min() == 0
     assert batch.views["x"].max() == 1
@@ -74,7 +74,7 @@ def test_digits_are_split_once_and_for_all() -> None:
 def test_digits_are_those_of_scikit_learn() -> None:
     images, labels = load_digits(return_X_y=True)
     recipe = DigitsRecipe(Digits())
-    batch = next(in_order(recipe.split("test")))
+    batch = next(in_order(recipe.split("test"), 512))
     np.testing.assert_array_equal(batch.views["x"].reshape(-1, 64).numpy() * 16, images[batch.ids.numpy()])
     np.testing.assert_array_equal(batch.y.numpy(), labels[batch.ids.numpy()])
 
