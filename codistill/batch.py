@@ -48,6 +48,12 @@ class Batch:
     def __len__(self) -> int:
         return self.ids.shape[0]
 
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors."""
+        tensors = (self.ids, self.y, *self.views.values())
+        return sum(tensor.nbytes for tensor in tensors) + sum(batch.nbytes for batch in self.also.values())
+
     def split(self, parts: int) -> list[Batch]:
         """As many batches of the same size."""
         if parts == 1:

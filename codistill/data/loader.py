@@ -9,18 +9,23 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from codistill.batch import Batch
 from codistill.data.order import order_of
 from codistill.data.split import Split
 from codistill.phase import Replica
 from codistill.spec import DataMode, Loader
+
+BY_VALUE_BYTES = 1024**2
+"""A batch up to this size is cheaper to copy through a pipe than to share."""
 
 StepBatches = Callable[[int], Batch]
 """From a step to its batch; pure, and it pickles."""
@@ -93,5 +98,42 @@ class _Steps:
 
     batches: StepBatches
 
-    def __getitem__(self, step: int) -> Batch:
-        return self.batches(step)
+    def __getitem__(self, step: int) -> Batch | _ByValue:
+        batch = self.batches(step)
+        small = batch.nbytes <= BY_VALUE_BYTES
+        return _ByValue(batch) if small and get_worker_info() is not None else batch
+
+
+@dataclass(frozen=True)
+class _ByValue:
+    """A batch that leaves a worker through the pipe; what arrives is the batch.
+
+    By itself torch opens a socket for every tensor, to pass a file descriptor of shared memory: milliseconds of the
+    training thread, however small they are.
+    """
+
+    batch: Batch
+
+    def __reduce__(self) -> tuple[Callable[..., Batch], tuple[object, ...]]:
+        batch = self.batch
+        views = {name: _packed(view) for name, view in batch.views.items()}
+        also = {name: _ByValue(other) for name, other in batch.also.items()}
+        return _unpacked_batch, (_packed(batch.ids), _packed(batch.y), views, also)
+
+
+_Packed = tuple[npt.NDArray[np.uint8], torch.dtype, tuple[int, ...]]
+
+
+def _packed(tensor: torch.Tensor) -> _Packed:
+    # As bytes, since numpy does not know every type of torch's.
+    return tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy(), tensor.dtype, tuple(tensor.shape)
+
+
+def _unpacked(packed: _Packed) -> torch.Tensor:
+    values, dtype, shape = packed
+    return torch.from_numpy(values).view(dtype).reshape(shape)
+
+
+def _unpacked_batch(ids: _Packed, y: _Packed, views: Mapping[str, _Packed], also: Mapping[str, Batch]) -> Batch:
+    shown = {name: _unpacked(view) for name, view in views.items()}
+    return Batch(ids=_unpacked(ids), y=_unpacked(y), views=shown, also=also)

