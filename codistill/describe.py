@@ -56,7 +56,8 @@ def describe(spec: JobSpec) -> dict[str, Any]:
         recipe, model, spec.training.batch_size // spec.replicas.ranks // spec.training.accumulate
     )
     weights, buffers = _bytes(model.parameters()), _bytes(model.buffers())
-    teachers = len(teachers_of(spec.exchange.topology, 0, spec.replicas.count)) if spec.exchanges else 0
+    everyone = range(spec.replicas.count) if spec.exchanges else ()
+    teachers = max((len(teachers_of(spec.exchange.topology, r, spec.replicas.count)) for r in everyone), default=0)
     flops = forward_flops(model, recipe.example(1))
     memory = Memory(
         weights=weights + buffers,

@@ -66,6 +66,23 @@ def kl_divergence(
     return (log_target.exp() * (log_target - log_student)).sum(-1).mean() * temperature**2
 
 
+def reverse_kl_divergence(target_log_probabilities: Tensor, logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """T^2 * KL(softmax(logits / T) || target), a scalar: goes for one of the target's modes rather than their mean."""
+    log_target = _target(target_log_probabilities, through=False)
+    log_student = F.log_softmax(_flat(logits) / temperature, dim=-1)
+    return (log_student.exp() * (log_student - log_target)).sum(-1).mean() * temperature**2
+
+
+def logit_regression(target_logits: Tensor, logits: Tensor) -> Tensor:
+    """Mean over positions of |z - z'|^2 / (2 classes), z and z' being `logits` and `target_logits` [..., classes], each
+    less its mean: what `kl_divergence` tends to with rising temperature (Hinton et al. 2015, section 2.1). A scalar.
+
+    Logits are centred since a softmax does not see a shift of all of them.
+    """
+    student, target = (z - z.mean(-1, keepdim=True) for z in (_flat(logits), _flat(target_logits).detach()))
+    return (student - target).square().sum(-1).mean() / (2 * logits.shape[-1])
+
+
 def _target(log_probabilities: Tensor, through: bool) -> Tensor:
     flat = _flat(log_probabilities)
     return flat if through else flat.detach()

@@ -31,7 +31,7 @@ from codistill.peers import PeerTeachers, Pull
 from codistill.ranks import Ranks
 from codistill.records import LEDGER, Recorder
 from codistill.run_dir import RunDir, read_json, write_json
-from codistill.spec import All, Exchange, Topology, replica_name
+from codistill.spec import All, Divergence, Exchange, Topology, replica_name
 
 FENCE = 1
 EVERYONE = All()
@@ -59,6 +59,7 @@ def join(
     interval_steps: int = 50,
     weight: float = 1.0,
     temperature: float = 1.0,
+    divergence: Divergence = "cross_entropy",
     topology: Topology = EVERYONE,
     mode: Literal["async", "lockstep"] = "async",
     max_lag_steps: int | None = None,
@@ -127,7 +128,7 @@ def join(
         build or (lambda: copy.deepcopy(bare)),
         lambda module, batch: as_outputs((forward or show)(module, batch)),
         start_together_s=start_together_s,
-        pull=Pull(weight, temperature),
+        pull=Pull(weight, temperature, divergence),
         on_close=left,
     )
     peers.begin(step)

@@ -17,12 +17,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from codistill import combine, losses
 from codistill.batch import Outputs
+from codistill.divergence import pull
 from codistill.exchange.mailbox import Mailbox
 from codistill.exchange.shelf import Held
 from codistill.exchange.weights import hold
 from codistill.randomness import unseen
+from codistill.spec import Divergence
 
 Forward = Callable[[nn.Module, Any], Outputs]
 """Shows a model a batch and returns its taps, `logits` [..., classes] among them."""
@@ -34,6 +35,7 @@ class Pull:
 
     weight: float = 1.0
     temperature: float = 1.0
+    divergence: Divergence = "cross_entropy"
 
 
 class PeerTeachers:
@@ -90,7 +92,8 @@ class PeerTeachers:
     def loss(self, batch: Any, logits: Tensor, step: int) -> Tensor:
         """The term to add to the loss of step `step`: a scalar, 0 while no peer is heard.
 
-        weight * T^2 * CE(mean of the peers' distributions at T, softmax(logits / T)), as in Anil et al. 2018. With
+        weight * T^2 * CE(mean of the peers' distributions at T, softmax(logits / T)), as in Anil et al. 2018, or
+        another `divergence` in the cross-entropy's place. With
         gradient accumulation, call it for each micro-batch.
         """
         if step != self._heard_at:
@@ -99,8 +102,8 @@ class PeerTeachers:
         if not said:
             return logits.new_zeros(())
         temperature = self._pull.temperature
-        target = combine.mean_probabilities([peer["logits"] for peer in said], temperature=temperature)
-        return self._pull.weight * losses.soft_cross_entropy(target, logits, temperature=temperature)
+        teachers = [peer["logits"] for peer in said]
+        return self._pull.weight * pull(self._pull.divergence, teachers, logits, temperature=temperature).loss
 
     def after_step(self, step: int) -> None:
         """Step `step` is done: publish the weights it led to if it is time."""

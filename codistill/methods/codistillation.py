@@ -6,7 +6,8 @@ the cross-entropy to the mean predictive distribution of its peers, computed on 
     L_i = CE(y, p_i) + weight * T^2 * CE( 1/m * sum_j softmax(z_j' / T), softmax(z_i / T) )
 
 where z_j' are the logits of the newest copy of peer j at hand and m counts the peers present. Without any, the term is
-off. Only replica i's own weights receive gradient.
+off. Only replica i's own weights receive gradient. `method.divergence` offers other measures in place of the second
+cross-entropy.
 
 `distill/teacher_off_label` logs how strong the teachers are: the probability that they take off the label, in the mean.
 """
@@ -17,7 +18,8 @@ from collections.abc import Sequence
 
 import torch
 
-from codistill import combine, losses
+from codistill import losses
+from codistill.divergence import pull
 from codistill.exchange.clock import PublishRule
 from codistill.methods.common import one_phase
 from codistill.phase import Loss, Phase, Replica, Step
@@ -35,16 +37,16 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
         peers = step.targets["peers"]
         if not peers:
             return Loss(task, {"train/task_loss": task.detach(), "distill/num_teachers": torch.tensor(0.0)})
-        target = combine.mean_probabilities([peer["logits"] for peer in peers], temperature=method.temperature)
-        distill = losses.soft_cross_entropy(target, student["logits"], temperature=method.temperature)
+        said = [peer["logits"] for peer in peers]
+        pulled = pull(method.divergence, said, student["logits"], temperature=method.temperature)
         stats = {
             "train/task_loss": task.detach(),
-            "train/distill_loss": distill.detach(),
+            "train/distill_loss": pulled.loss.detach(),
             "distill/num_teachers": torch.tensor(float(len(peers))),
-            "distill/teacher_off_label": losses.off_label(target, step.batch.y),
+            "distill/teacher_off_label": losses.off_label(pulled.target, step.batch.y),
             "distill/weight": torch.tensor(method.weight),
         }
-        return Loss(task + method.weight * distill, stats)
+        return Loss(task + method.weight * pulled.loss, stats)
 
     return one_phase(
         spec,

@@ -21,7 +21,39 @@ class Ring(Spec):
     kind: Literal["ring"] = "ring"
 
 
-Topology = Annotated[All | Ring, Field(discriminator="kind")]
+class Pairs(Spec):
+    """Replicas 0 and 1 teach each other, and so do 2 and 3, ...; for an even number of replicas."""
+
+    kind: Literal["pairs"] = "pairs"
+
+
+class Explicit(Spec):
+    """Who learns from whom, replica by replica."""
+
+    kind: Literal["explicit"] = "explicit"
+    teachers: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] = Field(min_length=2, max_length=1024)
+    """For each replica the replicas it learns from; an empty list learns from nobody: `[[1], []]` lets 1 teach 0."""
+
+
+Topology = Annotated[All | Ring | Pairs | Explicit, Field(discriminator="kind")]
+
+
+def misfit(topology: Topology, replicas: int) -> str | None:
+    """Why `topology` cannot join this many replicas, and what would be right; None when it can."""
+    if isinstance(topology, Pairs) and replicas % 2:
+        return f"topology 'pairs' needs an even number of replicas, there are {replicas}; add one, or use 'ring'"
+    if not isinstance(topology, Explicit):
+        return None
+    if len(topology.teachers) != replicas:
+        return f"topology 'explicit' lists teachers of {len(topology.teachers)} replicas, there are {replicas}"
+    for replica, teachers in enumerate(topology.teachers):
+        wrong = [teacher for teacher in teachers if teacher == replica or teacher >= replicas]
+        if wrong or len(set(teachers)) < len(teachers):
+            return (
+                f"topology 'explicit' lets replica {replica} learn from {list(teachers)}; name each teacher once, out"
+                f" of 0 to {replicas - 1} and not {replica} itself"
+            )
+    return None
 
 
 class AutoTransport(Spec):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from codistill.spec.base import NAME_PATTERN, Spec
-from codistill.spec.exchange import Exchange, MemoryTransport
+from codistill.spec.exchange import Exchange, MemoryTransport, misfit
 from codistill.spec.methods import (
     DEFAULT_BURN_IN_FRACTION,
     Arm,
@@ -69,6 +69,8 @@ class JobSpec(Spec):
                 "method 'codistillation' needs at least 2 replicas, replicas.count is 1;"
                 " raise it, or use method.kind = 'solo'"
             )
+        if self.exchanges and (problem := misfit(self.exchange.topology, self.replicas.count)) is not None:
+            raise ValueError(f"exchange.{problem}")
         for control in self.controls:
             if self.controls.count(control) > 1:
                 raise ValueError(f"controls names '{control}' twice; each control is trained once")

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from codistill.spec.base import Spec
 
 DEFAULT_BURN_IN_FRACTION = 0.4
 """Share of training before teachers are heard: about 0.41 in Anil et al.'s ImageNet run, 0.4 in later public code."""
+
+
+Divergence = Literal["cross_entropy", "kl", "reverse_kl", "logit_regression"]
+"""How far a student is from its teachers. `cross_entropy` and `kl` (teachers first) pull with the same gradient, and
+`kl` is 0 where they agree; `reverse_kl` (student first) seeks one of the teachers' modes; `logit_regression` is what
+`kl` tends to with rising temperature."""
 
 
 class Solo(Spec):
@@ -26,8 +32,16 @@ class Codistillation(Spec):
     """Factor of the distillation term; 0 gives the very run of `solo`, bit for bit."""
     temperature: float = Field(default=1.0, gt=0, le=100)
     """Softens teacher and student alike; the term is scaled by its square."""
+    divergence: Divergence = "cross_entropy"
+    """What the term measures between the peers' mean prediction and the student's."""
     burn_in_steps: int | None = Field(default=None, ge=0)
     """Steps before teachers are heard; left out, 40 % of `training.steps`."""
+
+    @model_validator(mode="after")
+    def _temperature_is_used(self) -> Codistillation:
+        if self.divergence == "logit_regression" and self.temperature != 1:
+            raise ValueError("divergence 'logit_regression' compares logits, which have no temperature; leave it out")
+        return self
 
 
 class LabelSmoothing(Spec):

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from codistill import combine, losses
+from codistill.divergence import pull
+from codistill.spec import Divergence
 
 S = torch.tensor([[1.0, 0.0, -1.0]])
 T = torch.tensor([[2.0, 0.5, -1.0]])
@@ -50,6 +52,64 @@ def test_soft_cross_entropy_is_kl_plus_entropy() -> None:
     assert_close(losses.soft_cross_entropy(at(T), S).item(), 0.6611215, atol=1e-6, rtol=0)
     assert_close(losses.kl_divergence(at(T), S).item() + 0.6215846, 0.6611215, atol=1e-6, rtol=0)
     assert_close(losses.kl_divergence(at(S), T).item(), 0.0461001, atol=1e-6, rtol=0)
+
+
+def test_reverse_kl_has_the_student_first() -> None:
+    assert_close(losses.reverse_kl_divergence(at(T), S).item(), 0.0461001, atol=1e-6, rtol=0)
+    student = S.double().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda s: losses.reverse_kl_divergence(at(T.double(), 2.0), s, temperature=2.0), (student,)
+    )
+    forward_at_2 = losses.kl_divergence(at(S, 2.0), T, temperature=2.0)  # the same with the roles exchanged
+    assert_close(losses.reverse_kl_divergence(at(T, 2.0), S, temperature=2.0), forward_at_2)
+
+
+def test_logit_regression_is_the_limit_of_kl() -> None:
+    student = S.clone().requires_grad_()
+    loss = losses.logit_regression(T, student)
+    loss.backward()
+    assert_close(loss.item(), 1 / 12, atol=1e-7, rtol=0)
+    assert_close(student.grad, torch.tensor([[-1 / 6, 0.0, 1 / 6]]), atol=1e-7, rtol=0)
+    assert_close(losses.logit_regression(T + 5.0, S), losses.logit_regression(T, S - 2.0))
+    hot = losses.kl_divergence(at(T.double(), 1e4), S.double(), temperature=1e4)
+    assert_close(hot.item(), 1 / 12, atol=1e-4, rtol=0)
+
+
+def test_two_teachers_of_a_flat_student() -> None:
+    """Averaged probabilities give [.477, .477, .045], averaged logits another target."""
+    teachers, student = [torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([[0.0, 3.0, 0.0]])], torch.zeros(1, 3)
+    mean = torch.tensor([[0.4773608, 0.4773608, 0.0452785]])
+    assert_close(pull("cross_entropy", teachers, student).loss.item(), math.log(3), atol=1e-6, rtol=0)
+    assert_close(pull("kl", teachers, student).loss.item(), 0.2524787, atol=1e-6, rtol=0)
+    reverse = -math.log(3) - mean.log().mean().item()
+    assert_close(pull("reverse_kl", teachers, student).loss.item(), reverse, atol=1e-6, rtol=0)
+    assert_close(pull("kl", teachers, student).target.exp(), mean, atol=1e-6, rtol=0)
+    regressed = pull("logit_regression", teachers, student + 7.0)
+    assert_close(regressed.loss.item(), (0.5**2 + 0.5**2 + 1.0) / 6, atol=1e-6, rtol=0)
+    averaged = torch.tensor([[0.4498162, 0.4498162, 0.1003676]])
+    assert_close(regressed.target.exp(), averaged, atol=1e-6, rtol=0)
+
+
+def test_cross_entropy_and_kl_pull_alike_at_any_temperature() -> None:
+    for temperature in (1.0, 3.0):
+        pulls: list[torch.Tensor] = []
+        for divergence in ("cross_entropy", "kl"):
+            student = S.clone().requires_grad_()
+            pull(divergence, [T, -T], student, temperature=temperature).loss.backward()
+            assert student.grad is not None
+            pulls.append(student.grad)
+        assert_close(pulls[0], pulls[1])
+
+
+def test_no_divergence_reaches_the_teachers() -> None:
+    divergences: tuple[Divergence, ...] = ("cross_entropy", "kl", "reverse_kl", "logit_regression")
+    for divergence in divergences:
+        teacher, student = T.clone().requires_grad_(), S.clone().requires_grad_()
+        pulled = pull(divergence, [teacher], student)
+        pulled.loss.backward()
+        assert teacher.grad is None
+        assert not pulled.target.requires_grad
+        assert_close(pulled.target, at(T))
 
 
 def test_cross_entropy_with_labels() -> None:

@@ -10,7 +10,19 @@ from sklearn.datasets import load_digits
 from codistill.data.order import Order, order_of, own_samples
 from codistill.data.split import SplitName, in_order
 from codistill.recipes.digits import DigitsRecipe
-from codistill.spec import All, Digits, Disjoint, Overlap, Ring, SameOrder, SameSet
+from codistill.spec import (
+    All,
+    Digits,
+    Disjoint,
+    Explicit,
+    JobSpec,
+    Overlap,
+    Pairs,
+    Ring,
+    SameOrder,
+    SameSet,
+    Topology,
+)
 from codistill.topology import teachers_of
 
 IDS = torch.arange(100, 150)
@@ -89,6 +101,36 @@ def test_topologies(replicas: int) -> None:
         assert teachers_of(All(), replica, replicas) == tuple(r for r in range(replicas) if r != replica)
         ring = teachers_of(Ring(), replica, replicas)
         assert ring == (() if replicas == 1 else ((replica + replicas - 1) % replicas,))
+
+
+def test_pairs_and_explicit_teachers() -> None:
+    assert [teachers_of(Pairs(), replica, 6) for replica in range(6)] == [(1,), (0,), (3,), (2,), (5,), (4,)]
+    explicit = Explicit(teachers=((2, 1), (), (0,)))
+    assert [teachers_of(explicit, replica, 3) for replica in range(3)] == [(1, 2), (), (0,)]
+
+
+@pytest.mark.parametrize(
+    ("topology", "replicas", "says"),
+    [
+        (Pairs(), 3, "needs an even number of replicas, there are 3"),
+        (Explicit(teachers=((1,), (0,))), 3, "lists teachers of 2 replicas, there are 3"),
+        (Explicit(teachers=((1,), (1,))), 2, r"lets replica 1 learn from \[1\]; .* 0 to 1 and not 1 itself"),
+        (Explicit(teachers=((2,), (0,))), 2, r"lets replica 0 learn from \[2\]"),
+        (Explicit(teachers=((1, 1), (0,))), 2, "name each teacher once"),
+    ],
+)
+def test_a_topology_that_does_not_fit_is_refused(topology: Topology, replicas: int, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        teachers_of(topology, 0, replicas)
+    with pytest.raises(ValueError, match=says):
+        JobSpec.model_validate(
+            {
+                "recipe": {"kind": "digits"},
+                "method": {"kind": "codistillation"},
+                "replicas": {"count": replicas},
+                "exchange": {"topology": topology.model_dump()},
+            }
+        )
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.4, 1.0])
