@@ -31,10 +31,10 @@ from codistill.peers import PeerTeachers, Pull
 from codistill.ranks import Ranks
 from codistill.records import LEDGER, Recorder
 from codistill.run_dir import RunDir, read_json, write_json
-from codistill.spec import All, Divergence, Exchange, Topology, replica_name
+from codistill.spec import AutoTopology, Divergence, Exchange, Topology, replica_name
 
 FENCE = 1
-EVERYONE = All()
+EVERYONE = AutoTopology()
 CHECKPOINT_INTERVAL_STEPS = 1000
 """How far back a replica of a loop that is not ours may resume in lockstep, as far as we keep snapshots for it."""
 

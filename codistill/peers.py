@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ class Pull:
 
 
 class PeerTeachers:
-    """One module per peer heard so far, its parameters mapped onto the newest snapshot of that peer.
+    """A module for each peer that is heard, its parameters mapped onto the newest snapshot of that peer.
 
     With several ranks, all call every method, at the same steps.
     """
@@ -73,12 +73,21 @@ class PeerTeachers:
     def before_step(self, step: int) -> None:
         """Take up what is new, for step `step`."""
         self._heard, self._heard_at = self._mailbox.read(step), step
+        heard = {held.header.id.replica for held in self._heard}
         for held in self._heard:
             peer = held.header.id.replica
-            if peer not in self._modules:
-                self._modules[peer] = self._build().eval().requires_grad_(False)
-            if held.is_new:
+            is_fresh = peer not in self._modules
+            if is_fresh:
+                self._modules[peer] = self._free_module(heard)
+            if held.is_new or is_fresh:
                 hold(self._modules[peer], held.arrays)
+
+    def _free_module(self, heard: Container[int]) -> nn.Module:
+        """That of a peer who is not heard now, which lets go of its snapshot; a new one when there is none."""
+        for peer in self._modules:
+            if peer not in heard:
+                return self._modules.pop(peer)
+        return self._build().eval().requires_grad_(False)
 
     def outputs(self, batch: Any) -> Sequence[Outputs]:
         """What each peer present says of the batch, without gradient; empty when nobody is there."""

@@ -27,6 +27,10 @@ class PublishRule:
             return None
         return max(self.burn_in_steps, step - step % self.interval_steps)
 
+    def exchange(self, step: int) -> int:
+        """How many exchanges lie between the first and the newest before step `step`; 0 during burn-in too."""
+        return max(0, step // self.interval_steps - self.burn_in_steps // self.interval_steps)
+
 
 def snapshots_to_keep(
     *, lockstep: bool, replicas: int, ranks: int, interval_steps: int, checkpoint_interval_steps: int

@@ -22,6 +22,7 @@ from codistill.exchange.gate import Gate, Verdict
 from codistill.exchange.shelf import HELD_BY_RANKS, Held, Shelf
 from codistill.exchange.snapshot import Header, SnapshotId, header_of, schema_of
 from codistill.exchange.transport import PeerReport, SnapshotUnavailable, Staged, Transport
+from codistill.exchange.turns import Turn
 from codistill.exchange.weights import published
 from codistill.ranks import ALONE, Ranks
 from codistill.records import Recorder
@@ -68,11 +69,18 @@ class MailboxSettings:
     me: SnapshotId
     """This replica, fence and incarnation (the version is not looked at)."""
     teachers: tuple[int, ...]
+    """All that it ever learns from."""
     rule: PublishRule
     mode: Literal["async", "lockstep"]
     threaded: bool
     max_lag_steps: int | None = None
     timeout_s: float = 120.0
+    teachers_at: Callable[[int], tuple[int, ...]] | None = None
+    """Of an exchange, by its number, those of `teachers` that it is with; all of them, always, when None."""
+
+    def teachers_in(self, step: int) -> tuple[int, ...]:
+        """Whom it learns from in step `step`."""
+        return self.teachers if self.teachers_at is None else self.teachers_at(self.rule.exchange(step))
 
 
 class Mailbox:
@@ -99,6 +107,8 @@ class Mailbox:
         self._own_gate = Gate(schema)
         size = 1 if ranks.count == 1 else HELD_BY_RANKS
         self._shelves = {peer: Shelf(Gate(schema), size) for peer in settings.teachers}
+        self._turn = Turn(settings.teachers_in(0))
+        """Shelves of peers that are not in it are empty."""
         self._reports: Mapping[int, PeerReport] = {}
         self._staged: tuple[SnapshotId, Staged] | None = None
         self._step = 0
@@ -143,7 +153,7 @@ class Mailbox:
         if self._settings.rule.due(step):
             self._stage(step, module)
         if self._helper is None:
-            self._turn()
+            self._announce_and_poll()
 
     def publish_last(self, step: int, module: nn.Module) -> None:
         """After the last step: in async mode nobody waits for it, but those still training learn from the finished
@@ -162,6 +172,7 @@ class Mailbox:
             return []
         if self._helper is None:
             self._reports = self._transport.poll(step)
+        self._begin_turn(self._settings.teachers_in(step))
         stopped = False
         if self._settings.mode == "lockstep":
             stopped = not self._wait_for(version)
@@ -169,10 +180,11 @@ class Mailbox:
             self._take_newest()
         with self._lock:
             agreed = self._agree(stopped)
+            self._end_turns({peer for peer, both in agreed.items() if both.chosen is not None})
             heard = [
                 self._show(peer, self._shelves[peer], step, both.chosen, both.peer_step)
                 for peer, both in agreed.items()
-                if both.chosen is not None
+                if both.chosen is not None and peer in self._turn.peers
             ]
         return [held for held in heard if held is not None]
 
@@ -181,7 +193,7 @@ class Mailbox:
         self._closing.set()
         if self._helper is not None:
             self._helper.join(timeout=30)
-        self._turn_announce()
+        self._announce_staged()
         self._transport.close()
 
     def _stage(self, step: int, module: nn.Module) -> None:
@@ -195,10 +207,24 @@ class Mailbox:
             self.counters.skipped += self._staged is not None
             self._staged = (snapshot, staged)
 
+    def _begin_turn(self, now: tuple[int, ...]) -> None:
+        with self._lock:
+            self._turn = self._turn.followed_by(now, exact=self._settings.mode == "lockstep")
+            self._clear_others()
+
+    def _end_turns(self, heard: set[int]) -> None:
+        self._turn = self._turn.with_heard(heard)
+        self._clear_others()
+
+    def _clear_others(self) -> None:
+        for peer, shelf in self._shelves.items():
+            if peer not in self._turn.peers:
+                shelf.clear()
+
     def _agree(self, stopped: bool) -> dict[int, Agreed]:
         """Of each peer: the snapshot that teaches now, and the peer's step as far as any rank has heard of it."""
-        mine = [Said(tuple(shelf.ids()), self._known_step(peer)) for peer, shelf in self._shelves.items()]
-        peers = list(self._shelves)
+        peers = self._turn.peers
+        mine = [Said(tuple(self._shelves[peer].ids()), self._known_step(peer)) for peer in peers]
         gathered = [unpack(peers, numbers) for numbers in self._ranks.gather(pack(stopped, mine))]
         if any(rank_stopped for rank_stopped, _ in gathered):
             raise StopRequested
@@ -214,17 +240,17 @@ class Mailbox:
     def _help(self) -> None:
         while not self._closing.wait(POLL_INTERVAL_S):
             try:
-                self._turn()
+                self._announce_and_poll()
                 self._take_newest()
             except BaseException as failure:
                 self._failure = failure
                 return
 
-    def _turn(self) -> None:
-        self._turn_announce()
+    def _announce_and_poll(self) -> None:
+        self._announce_staged()
         self._reports = self._transport.poll(self._step)
 
-    def _turn_announce(self) -> None:
+    def _announce_staged(self) -> None:
         with self._lock:
             waiting, self._staged = self._staged, None
         if waiting is None:
@@ -245,7 +271,8 @@ class Mailbox:
         self.counters.bytes_sent += header.num_bytes
 
     def _take_newest(self) -> None:
-        for peer, shelf in self._shelves.items():
+        for peer in self._turn.now:
+            shelf = self._shelves[peer]
             report = self._reports.get(peer)
             candidates = [] if report is None else [h for h in report.announced if h.id not in shelf.refused]
             if not self._ranks.leads:  # what the first rank has, so that all have the same
@@ -257,7 +284,7 @@ class Mailbox:
     def _wait_for(self, version: int) -> bool:
         """Wait for this version of every peer; whether it came, rather than a request to stop."""
         deadline = time.monotonic() + self._settings.timeout_s
-        waiting = set(self._shelves)
+        waiting = set(self._turn.now)
         while waiting:
             waiting = {peer for peer in waiting if not self._has(peer, self._shelves[peer], version)}
             if waiting:
@@ -302,7 +329,8 @@ class Mailbox:
         verdict = shelf.gate.judge(header, arrays)
         if verdict is Verdict.ACCEPTED:
             with self._lock:
-                shelf.put(header, arrays)
+                if peer in self._turn.now:  # it may have passed meanwhile
+                    shelf.put(header, arrays)
             return
         self.counters.rejected += 1
         shelf.refused.add(header.id)

@@ -15,7 +15,7 @@ from codistill.ranks import Ranks
 from codistill.records import Recorder
 from codistill.run_dir import RunDir
 from codistill.spec import Exchange
-from codistill.topology import teachers_of
+from codistill.topology import all_teachers_of, teachers_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def open_mailbox(
     transport = member.connect(scope)
     settings = MailboxSettings(
         me=me,
-        teachers=teachers_of(exchange.topology, me.replica, member.replicas),
+        teachers=all_teachers_of(exchange.topology, me.replica, member.replicas),
+        teachers_at=lambda number: teachers_of(exchange.topology, me.replica, member.replicas, number),
         rule=rule,
         mode=exchange.mode,
         threaded=not lockstep and not isinstance(transport, MemoryTransport),

@@ -55,6 +55,12 @@ class Shelf:
     def newest(self) -> SnapshotId | None:
         return self.held[-1][0].id if self.held else None
 
+    def clear(self) -> None:
+        """Let go of all; what the gate has learned of the peer stays."""
+        self.held.clear()
+        self.shown = None
+        self.wanted = frozenset()
+
     def ids(self) -> list[SnapshotId]:
         return [header.id for header, _ in self.held]
 

@@ -14,6 +14,7 @@ from codistill.spec.base import (
 )
 from codistill.spec.exchange import (
     All,
+    AutoTopology,
     AutoTransport,
     Exchange,
     Explicit,
@@ -22,6 +23,7 @@ from codistill.spec.exchange import (
     ObjectStoreTransport,
     Pairs,
     Ring,
+    Rotating,
     Topology,
     Transport,
     Weights,
@@ -80,6 +82,7 @@ __all__ = [
     "AdamW",
     "All",
     "Arm",
+    "AutoTopology",
     "AutoTransport",
     "Cnn",
     "Codistillation",
@@ -113,6 +116,7 @@ __all__ = [
     "Replicas",
     "ResNet",
     "Ring",
+    "Rotating",
     "SameOrder",
     "SameSet",
     "Schedule",

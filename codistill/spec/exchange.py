@@ -27,6 +27,19 @@ class Pairs(Spec):
     kind: Literal["pairs"] = "pairs"
 
 
+class Rotating(Spec):
+    """One teacher at a time, another after each exchange: in exchange e replica i of n learns from
+    i + 2^(e mod ceil(log2 n)). What one knows reaches all within log2 n exchanges, for the cost of one teacher."""
+
+    kind: Literal["rotating"] = "rotating"
+
+
+class AutoTopology(Spec):
+    """`all` up to four replicas, `rotating` beyond."""
+
+    kind: Literal["auto"] = "auto"
+
+
 class Explicit(Spec):
     """Who learns from whom, replica by replica."""
 
@@ -35,7 +48,7 @@ class Explicit(Spec):
     """For each replica the replicas it learns from; an empty list learns from nobody: `[[1], []]` lets 1 teach 0."""
 
 
-Topology = Annotated[All | Ring | Pairs | Explicit, Field(discriminator="kind")]
+Topology = Annotated[AutoTopology | All | Ring | Rotating | Pairs | Explicit, Field(discriminator="kind")]
 
 
 def misfit(topology: Topology, replicas: int) -> str | None:
@@ -96,7 +109,7 @@ class Exchange(Spec):
     """What travels between replicas, how, and when."""
 
     currency: Weights = Weights()
-    topology: Topology = All()
+    topology: Topology = AutoTopology()
     transport: Transport = AutoTransport()
     mode: Literal["async", "lockstep"] = "async"
     """`async` never waits and learns from the newest there is; `lockstep` waits for the exact version."""

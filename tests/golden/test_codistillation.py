@@ -22,7 +22,22 @@ from codistill.spec import JobSpec, replica_name
 from tests.support import final_weights, fingerprint, new_run, run_in_turns, small_spec
 
 
-def mutual_learning(spec: JobSpec, temperature: float, weight: float) -> list[dict[str, torch.Tensor]]:
+def plain_term(divergence: str, teacher: torch.Tensor, student: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Written by torch's own functions."""
+    soft, softened = F.softmax(teacher / temperature, dim=-1), F.log_softmax(student / temperature, dim=-1)
+    match divergence:
+        case "cross_entropy":
+            return F.cross_entropy(student / temperature, soft) * temperature**2
+        case "kl":
+            return F.kl_div(softened, soft, reduction="batchmean") * temperature**2
+        case "reverse_kl":
+            return F.kl_div(soft.log(), softened, reduction="batchmean", log_target=True) * temperature**2
+        case _:
+            spread = (student - teacher) - (student - teacher).mean(-1, keepdim=True)
+            return spread.square().mean() / 2
+
+
+def mutual_learning(spec: JobSpec, divergence: str, temperature: float, weight: float) -> list[dict[str, torch.Tensor]]:
     """Simultaneous deep mutual learning (Zhang et al. 2018) of two nets, in plain PyTorch."""
     recipe = open_recipe(spec)
     nets, optimizers = [], []
@@ -35,8 +50,7 @@ def mutual_learning(spec: JobSpec, temperature: float, weight: float) -> list[di
         batch = batches(step)
         logits = [net(batch.views["x"])["logits"] for net in nets]
         for me, other in ((0, 1), (1, 0)):
-            target = F.softmax(logits[other].detach() / temperature, dim=-1)
-            soft = -(target * F.log_softmax(logits[me] / temperature, dim=-1)).sum(-1).mean() * temperature**2
+            soft = plain_term(divergence, logits[other].detach(), logits[me], temperature)
             optimizers[me].zero_grad()
             (F.cross_entropy(logits[me], batch.y) + weight * soft).backward()
         for optimizer in optimizers:
@@ -44,17 +58,22 @@ def mutual_learning(spec: JobSpec, temperature: float, weight: float) -> list[di
     return [{name: p.detach() for name, p in net.state_dict().items()} for net in nets]
 
 
-def test_lockstep_at_interval_1_is_simultaneous_mutual_learning(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("divergence", "temperature"), [("cross_entropy", 2.0), ("kl", 2.0), ("reverse_kl", 2.0), ("logit_regression", 1.0)]
+)
+def test_lockstep_at_interval_1_is_simultaneous_mutual_learning(
+    tmp_path: Path, divergence: str, temperature: float
+) -> None:
     spec = small_spec(
         recipe={"batch_norm": False},
-        method={"burn_in_steps": 0, "temperature": 2.0, "weight": 0.7},
+        method={"burn_in_steps": 0, "temperature": temperature, "weight": 0.7, "divergence": divergence},
         exchange={"interval_steps": 1},
         data={"kind": "same_order"},
         training={"schedule": {"kind": "constant"}},
     )
     run = new_run(tmp_path, spec)
     run_in_turns(run)
-    for index, expected in enumerate(mutual_learning(spec, temperature=2.0, weight=0.7)):
+    for index, expected in enumerate(mutual_learning(spec, divergence, temperature, weight=0.7)):
         found = final_weights(run, index)
         for name, value in expected.items():
             assert_close(found[name], value, atol=1e-6, rtol=0)
@@ -119,7 +138,7 @@ def test_versions_lags_and_offsets_follow_the_clock(tmp_path: Path) -> None:
         assert [row["bytes_received"] > 0 for row in rows] == [True, True, False, True, False, True]
 
 
-@pytest.mark.parametrize(("topology", "teachers"), [("all", 2), ("ring", 1)])
+@pytest.mark.parametrize(("topology", "teachers"), [("all", 2), ("ring", 1), ("rotating", 1), ("auto", 2)])
 def test_bytes_follow_the_formula(tmp_path: Path, topology: str, teachers: int) -> None:
     """Received per exchange: T * P * 4 bytes of parameters, and the buffers of BatchNorm with them."""
     spec = small_spec(replicas={"count": 3}, exchange={"topology": {"kind": topology}}, training={"steps": 9})
@@ -132,6 +151,19 @@ def test_bytes_follow_the_formula(tmp_path: Path, topology: str, teachers: int) 
         assert result["bytes_received"] == teachers * exchanges * snapshot
         assert result["bytes_sent"] == exchanges * snapshot
         assert result["bytes_received"] == sum(row["bytes_received"] for row in ledger(run, replica))
+
+
+def test_rotating_hears_one_teacher_at_a_time_and_another_after_each_exchange(tmp_path: Path) -> None:
+    spec = small_spec(replicas={"count": 4}, exchange={"topology": {"kind": "rotating"}}, training={"steps": 11})
+    run = new_run(tmp_path, spec)
+    run_in_turns(run)
+    for replica in range(4):
+        rows = ledger(run, replica)
+        assert [row["step"] for row in rows] == list(range(3, 11))
+        assert [row["version"] for row in rows] == [3, 4, 4, 6, 6, 8, 8, 10]
+        ahead = [1, 2, 2, 1, 1, 2, 2, 1]  # 2^(e mod 2), for exchanges 0, 1, 1, 2, 2, 3, 3, 4
+        assert [row["teacher"] for row in rows] == [replica_name((replica + far) % 4) for far in ahead]
+        assert [row["bytes_received"] > 0 for row in rows] == [True, True, False, True, False, True, False, True]
 
 
 def test_number_of_teachers_is_a_metric(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from codistill.exchange.gate import Gate, Verdict
 from codistill.exchange.mailbox import Counters, Mailbox, MailboxSettings, PeerTimeout, SnapshotRefused
 from codistill.exchange.snapshot import SnapshotId, digest_of, header_of, norm_of, schema_of
 from codistill.exchange.transport import Hub, MemoryTransport, SnapshotUnavailable
+from codistill.exchange.turns import Turn
 from codistill.records import LEDGER, Recorder, _read_directory  # pyright: ignore[reportPrivateUsage]
 
 RULE = PublishRule(burn_in_steps=0, interval_steps=1)
@@ -34,10 +36,13 @@ def mailbox(
     mode: str = "async",
     max_lag_steps: int | None = None,
     threaded: bool = False,
+    teachers: tuple[int, ...] | None = None,
+    teachers_at: Callable[[int], tuple[int, ...]] | None = None,
 ) -> Mailbox:
     settings = MailboxSettings(
         me=SnapshotId(replica, 1, incarnation, 0),
-        teachers=(1 - replica,),
+        teachers=teachers or (1 - replica % 2,),
+        teachers_at=teachers_at,
         rule=RULE,
         mode=mode,  # pyright: ignore[reportArgumentType]
         threaded=threaded,
@@ -168,6 +173,37 @@ def test_a_lost_snapshot_means_the_old_teacher(tmp_path: Path, monkeypatch: pyte
     publisher.publish(1, module)
     assert [held.header.id.version for held in reader.read(1)] == [0]
     assert reader.counters.unavailable == 1
+
+
+def test_a_teacher_stays_until_the_next_one_is_there(tmp_path: Path) -> None:
+    """Peers 1 and 2 take turns; 2 is late, and later 1 has published nothing since."""
+    hub, module = Hub(), nn.Linear(2, 2)
+    reader = mailbox(hub, tmp_path, 0, module, teachers=(1, 2), teachers_at=lambda exchange: (1 + exchange % 2,))
+    one, two = mailbox(hub, tmp_path, 1, module), mailbox(hub, tmp_path, 2, module)
+
+    def heard(step: int) -> list[tuple[int, int, bool]]:
+        return [(held.header.id.replica, held.header.id.version, held.is_new) for held in reader.read(step)]
+
+    assert heard(0) == []
+    one.publish(0, module)
+    assert heard(0) == [(1, 0, True)]
+    assert heard(1) == [(1, 0, False)], "it is 2's turn, who has not been heard"
+    two.publish(1, module)
+    assert heard(1) == [(2, 1, True)]
+    assert reader._shelves[1].held == []  # pyright: ignore[reportPrivateUsage]
+    assert heard(2) == [(1, 0, True)], "fetched again, since it had been let go"
+    assert reader.counters.bytes_received == 3 * sum(p.nbytes for p in module.parameters())
+
+
+def test_turns_remember_who_taught_last() -> None:
+    first = Turn((1,)).with_heard({1})
+    second = first.followed_by((2,), exact=False)
+    assert (second.peers, second.with_heard(set())) == ((1, 2), second)
+    third = second.followed_by((4,), exact=False)
+    assert third == Turn((4,), (1,)), "2 never came"
+    assert third.followed_by((1,), exact=False) == Turn((1,))
+    assert third.with_heard({4}) == Turn((4,))
+    assert second.followed_by((4,), exact=True) == Turn((4,))
 
 
 def test_lockstep_says_who_did_not_come(tmp_path: Path) -> None:

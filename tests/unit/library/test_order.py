@@ -12,6 +12,7 @@ from codistill.data.split import SplitName, in_order
 from codistill.recipes.digits import DigitsRecipe
 from codistill.spec import (
     All,
+    AutoTopology,
     Digits,
     Disjoint,
     Explicit,
@@ -19,11 +20,12 @@ from codistill.spec import (
     Overlap,
     Pairs,
     Ring,
+    Rotating,
     SameOrder,
     SameSet,
     Topology,
 )
-from codistill.topology import teachers_of
+from codistill.topology import all_teachers_of, teachers_of
 
 IDS = torch.arange(100, 150)
 
@@ -101,6 +103,27 @@ def test_topologies(replicas: int) -> None:
         assert teachers_of(All(), replica, replicas) == tuple(r for r in range(replicas) if r != replica)
         ring = teachers_of(Ring(), replica, replicas)
         assert ring == (() if replicas == 1 else ((replica + replicas - 1) % replicas,))
+
+
+@pytest.mark.parametrize(
+    ("replicas", "ahead"), [(2, [1]), (3, [1, 2]), (5, [1, 2, 4]), (8, [1, 2, 4]), (9, [1, 2, 4, 8])]
+)
+def test_rotating_steps_ahead_by_powers_of_two(replicas: int, ahead: list[int]) -> None:
+    assert teachers_of(Rotating(), 0, 1) == ()
+    for replica in range(replicas):
+        expected = [((replica + far) % replicas,) for far in ahead * 2]
+        assert [teachers_of(Rotating(), replica, replicas, e) for e in range(2 * len(ahead))] == expected
+        assert all_teachers_of(Rotating(), replica, replicas) == tuple(sorted(t for (t,) in expected[: len(ahead)]))
+    knows = [{replica} for replica in range(replicas)]
+    for e in range(len(ahead)):
+        knows = [knows[r] | knows[teachers_of(Rotating(), r, replicas, e)[0]] for r in range(replicas)]
+    assert all(len(one) == replicas for one in knows), "after one round all have heard of all"
+
+
+def test_auto_is_all_up_to_four_and_rotates_beyond() -> None:
+    assert teachers_of(AutoTopology(), 1, 4, 3) == (0, 2, 3)
+    assert teachers_of(AutoTopology(), 1, 5, 2) == (0,)
+    assert all_teachers_of(AutoTopology(), 1, 4) == (0, 2, 3)
 
 
 def test_pairs_and_explicit_teachers() -> None:

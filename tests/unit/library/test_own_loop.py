@@ -30,7 +30,7 @@ def test_three_lines_are_what_the_product_does(tmp_path: Path) -> None:
     spec = small_spec(
         recipe={"batch_norm": False},
         training={"optimizer": {"kind": "sgd", "learning_rate": 0.05}, "schedule": {"kind": "constant"}},
-        method={"weight": 0.7, "temperature": 2.0},
+        method={"weight": 0.7, "temperature": 2.0, "divergence": "reverse_kl"},
     )
     run = new_run(tmp_path / "product", spec)
     run_in_turns(run)
@@ -56,7 +56,7 @@ def own_loop(spec: JobSpec, index: int, model: nn.Module, directory: Path) -> No
     forward = lambda module, batch: module(batch.views["x"])  # noqa: E731
     with codistill.join(
         model, directory, replica=index, replicas=2, burn_in_steps=3, interval_steps=2, mode="lockstep",
-        weight=0.7, temperature=2.0, forward=forward,
+        weight=0.7, temperature=2.0, divergence="reverse_kl", forward=forward,
     ) as peers:  # fmt: skip
         for step in range(spec.training.steps):
             batch: Batch = batches(step)

@@ -22,7 +22,7 @@ NESTEROV = {"kind": "sgd", "momentum": 0.0, "nesterov": True}
         ({"method": {"kind": "codistillation", "wieght": 1}}, "method.wieght", "did you mean 'weight'?"),
         ({"method": {"kind": "codistilation"}}, "method.kind", "did you mean 'codistillation'?"),
         ({"exchange": {"topology": {"kind": "ring", "n": 2}}}, "exchange.topology.n", "known here: kind"),
-        ({"exchange": {"topology": {}}}, "exchange.topology", "needs a 'kind', one of all, ring"),
+        ({"exchange": {"topology": {}}}, "exchange.topology", "needs a 'kind', one of auto, all, ring"),
         ({"exchange": {"mode": "sync"}}, "exchange.mode", "'async' or 'lockstep'"),
         ({"training": {"steps": "600"}}, "training.steps", "valid integer"),
         ({"training": {"steps": 0}}, "training.steps", "greater than or equal to 1"),
