@@ -195,6 +195,19 @@ def test_a_teacher_stays_until_the_next_one_is_there(tmp_path: Path) -> None:
     assert reader.counters.bytes_received == 3 * sum(p.nbytes for p in module.parameters())
 
 
+def test_what_arrives_after_its_turn_is_let_go(tmp_path: Path) -> None:
+    """The helper may still be fetching from one peer when the next one's turn begins."""
+    hub, module = Hub(), nn.Linear(2, 2)
+    reader = mailbox(hub, tmp_path, 0, module, teachers=(1, 2), teachers_at=lambda exchange: (1 + exchange % 2,))
+    mailbox(hub, tmp_path, 1, module).publish(0, module)
+    mailbox(hub, tmp_path, 2, module).publish(1, module)
+    assert [held.header.id.replica for held in reader.read(1)] == [2]
+    late = reader._shelves[1]  # pyright: ignore[reportPrivateUsage]
+    (header,) = reader._reports[1].announced  # pyright: ignore[reportPrivateUsage]
+    reader._take(1, late, header)  # pyright: ignore[reportPrivateUsage]
+    assert late.held == []
+
+
 def test_turns_remember_who_taught_last() -> None:
     first = Turn((1,)).with_heard({1})
     second = first.followed_by((2,), exact=False)

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,9 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from codistill.batch import as_outputs
+from codistill.exchange.mailbox import Mailbox
 from codistill.exchange.mapped_file import map_safetensors, write_safetensors
-from codistill.exchange.snapshot import Array, Arrays
+from codistill.exchange.shelf import Held
+from codistill.exchange.snapshot import Array, Arrays, SnapshotId, header_of
 from codistill.exchange.weights import hold, published
+from codistill.peers import PeerTeachers
 from codistill.randomness import unseen
 from codistill.recipes.digits import SmallCnn
 from tests.support import fingerprint
@@ -122,6 +128,48 @@ class Tied(nn.Module):
 
     def forward(self, ids: Tensor) -> dict[str, Tensor]:
         return {"logits": self.head(self.embed(ids))}
+
+
+@dataclass
+class Script:
+    """A mailbox in which it stands written who is heard in which step."""
+
+    steps: list[list[Held]]
+
+    def read(self, step: int) -> list[Held]:
+        return self.steps[step]
+
+
+def linear(value: float) -> nn.Linear:
+    model = nn.Linear(1, 2, bias=False)
+    nn.init.constant_(model.weight, value)
+    return model
+
+
+def test_modules_of_peers_no_longer_heard_show_others() -> None:
+    """Also of one who comes back with the snapshot he had: his module shows another by then."""
+
+    def says(peer: int, *, is_new: bool) -> Held:
+        arrays = published(linear(float(peer)))
+        return Held(header_of(SnapshotId(peer, 1, 0, 0), arrays, 0.0), arrays, 0, 0, is_new)
+
+    built: list[nn.Module] = []
+
+    def build() -> nn.Module:
+        built.append(linear(0.0))
+        return built[-1]
+
+    one, two = says(1, is_new=True), says(2, is_new=True)
+    script = Script([[one], [two], [says(1, is_new=False)], [], [one, two], [says(2, is_new=False)]])
+    peers = PeerTeachers(cast(Mailbox, script), linear(0.0), build, lambda module, x: as_outputs(module(x)))
+    heard: list[list[float]] = []
+    modules: list[int] = []
+    for step in range(len(script.steps)):
+        peers.before_step(step)
+        modules.append(len(built))
+        heard.append([float(said["logits"][0, 0]) for said in peers.outputs(torch.ones(1, 1))])
+    assert heard == [[1.0], [2.0], [1.0], [], [1.0, 2.0], [2.0]]
+    assert modules == [1, 1, 1, 1, 2, 2], "as many as were ever heard at once"
 
 
 def test_tied_weights_travel_once_and_stay_tied() -> None:
