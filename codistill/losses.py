@@ -79,7 +79,7 @@ def logit_regression(target_logits: Tensor, logits: Tensor) -> Tensor:
 
     Logits are centred since a softmax does not see a shift of all of them.
     """
-    student, target = (z - z.mean(-1, keepdim=True) for z in (_flat(logits), _flat(target_logits).detach()))
+    student, target = (z - z.mean(-1, keepdim=True) for z in (_flat(logits), _target(target_logits, through=False)))
     return (student - target).square().sum(-1).mean() / (2 * logits.shape[-1])
 
 

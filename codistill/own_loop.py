@@ -31,7 +31,7 @@ from codistill.peers import PeerTeachers, Pull
 from codistill.ranks import Ranks
 from codistill.records import LEDGER, Recorder
 from codistill.run_dir import RunDir, read_json, write_json
-from codistill.spec import AutoTopology, Divergence, Exchange, Topology, replica_name
+from codistill.spec import AutoTopology, Divergence, Exchange, Topology, misfit, replica_name
 
 FENCE = 1
 EVERYONE = AutoTopology()
@@ -85,10 +85,14 @@ def join(
     With torch's process group initialised, its processes are the ranks of this one replica, and each calls this; where
     they are replicas instead, say so with `ranks=codistill.ranks.ALONE`.
 
-    Raises `ValueError` for a number out of range, or when `run` holds a run that has ended; `PeerTimeout` in lockstep.
+    Raises `ValueError` for a number out of range, a topology that does not fit, a temperature that the divergence does
+    not have, or when `run` holds a run that has ended; `PeerTimeout` in lockstep.
     """
     if not 0 <= replica < replicas:
         raise ValueError(f"replica is {replica} of {replicas}; it counts from 0 to {replicas - 1}")
+    if (problem := misfit(topology, replicas)) is not None:
+        raise ValueError(problem)
+    pull = Pull(weight, temperature, divergence)
     place = Path(run).absolute()
     directory, name = RunDir(place.parent, place.name), replica_name(replica)
     ranks = Ranks.joined() if ranks is None else ranks
@@ -128,7 +132,7 @@ def join(
         build or (lambda: copy.deepcopy(bare)),
         lambda module, batch: as_outputs((forward or show)(module, batch)),
         start_together_s=start_together_s,
-        pull=Pull(weight, temperature, divergence),
+        pull=pull,
         on_close=left,
     )
     peers.begin(step)

@@ -31,11 +31,15 @@ Forward = Callable[[nn.Module, Any], Outputs]
 
 @dataclass(frozen=True)
 class Pull:
-    """How strongly `loss` pulls towards the peers."""
+    """How `loss` pulls towards the peers. Raises `ValueError` for a temperature that the divergence does not have."""
 
     weight: float = 1.0
     temperature: float = 1.0
     divergence: Divergence = "cross_entropy"
+
+    def __post_init__(self) -> None:
+        if self.divergence == "logit_regression" and self.temperature != 1:
+            raise ValueError("divergence 'logit_regression' compares logits, which have no temperature; leave it out")
 
 
 class PeerTeachers:

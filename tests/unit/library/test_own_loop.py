@@ -20,7 +20,7 @@ from codistill.phase import Replica
 from codistill.randomness import seed_everything
 from codistill.recipes import open_recipe
 from codistill.records import LEDGER, _read_directory  # pyright: ignore[reportPrivateUsage]
-from codistill.spec import JobSpec
+from codistill.spec import Explicit, JobSpec
 from tests.support import final_weights, new_run, run_in_turns, small_spec
 
 EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
@@ -105,6 +105,12 @@ def test_what_is_wrong_is_said_at_the_door(tmp_path: Path) -> None:
         codistill.join(model, tmp_path / "run", replica=2, replicas=2, burn_in_steps=0)
     with pytest.raises(ValueError, match="'My Run' is not an id"):
         codistill.join(model, tmp_path / "My Run", replica=0, replicas=2, burn_in_steps=0)
+    pair: dict[str, Any] = {"replica": 0, "replicas": 2, "burn_in_steps": 0}
+    with pytest.raises(ValueError, match="lists teachers of 3 replicas, there are 2"):
+        codistill.join(model, tmp_path / "run", topology=Explicit(teachers=((1,), (), ())), **pair)
+    with pytest.raises(ValueError, match="'logit_regression' compares logits, which have no temperature"):
+        codistill.join(model, tmp_path / "run", divergence="logit_regression", temperature=2.0, **pair)
+    assert not (tmp_path / "run").exists(), "nothing is begun"
     alone: dict[str, Any] = {"replica": 0, "replicas": 1, "burn_in_steps": 0, "start_together_s": 0}
     with codistill.join(model, tmp_path / "run", **alone) as peers:
         assert peers.loss(torch.zeros(4, 2), model(torch.zeros(4, 2)), 0) == 0

@@ -39,6 +39,11 @@ NESTEROV = {"kind": "sgd", "momentum": 0.0, "nesterov": True}
         ({"controls": ["solo"], "method": {"kind": "solo"}}, "", "method 'solo' has no teachers; leave controls out"),
         ({"controls": ["smoothing"], "method": {"kind": "label_smoothing"}}, "", "'label_smoothing' has no teachers"),
         ({"method": {"kind": "label_smoothing", "epsilon": 1.5}}, "method.epsilon", "less than or equal to 1"),
+        (
+            {"method": {"kind": "codistillation", "divergence": "logit_regression", "temperature": 2.0}},
+            "method",
+            "logits, which have no temperature",
+        ),
         ({"spec_version": 2}, "spec_version", "should be 1"),
     ],
 )  # fmt: skip
