@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from codistill.batch import Batch, Outputs
+from codistill.companion import Teacher
 from codistill.exchange.mailbox import StopRequested
 from codistill.numerics import Numerics, gradients_stay_here, wrap
 from codistill.phase import Phase, Step
 from codistill.randomness import Name, seed_everything
 from codistill.ranks import Ranks
-from codistill.teachers import Teacher
 from codistill.work import OpenGroup, PhaseInProgress
 
 Targets = Mapping[str, Sequence[Outputs]]
@@ -43,7 +43,6 @@ def train_phase(
     phase: Phase,
     work: PhaseInProgress,
     batches: Iterator[Batch],
-    teachers: Mapping[str, Teacher],
     around: Surroundings,
 ) -> Generator[int]:
     """Train from `work.step` to the end of the phase; `batches` begins with that step's.
@@ -54,26 +53,30 @@ def train_phase(
     """
     parts = wrap(work.learner, around.ranks, several_updates=len(phase.updates) > 1)
     work.learner.train()  # once: whoever evaluates it restores its mode, and a walk over all modules takes time
-    for teacher in teachers.values():
-        teacher.begin(work.step)
+    for companion in work.companions.values():
+        companion.begin(work.step)
     yield work.step
     for step in range(work.step, phase.steps):
         around.before_step(step)
         if around.ranks.any(around.should_stop()):
             raise StopRequested
-        for teacher in teachers.values():
-            teacher.before_step(step)
+        for companion in work.companions.values():
+            companion.before_step(step)
         batch = next(batches).to(around.numerics.device)
-        stats = train_step(phase, work, parts, batch, teachers, around)
+        stats = train_step(phase, work, parts, batch, around)
         if phase.adapt is not None:
             work.state = phase.adapt(work.state, around.ranks.means(stats))
         if work.average is not None:
             work.average.update_parameters(work.learner)
         work.step = step + 1
         yield step
-        if work.step < phase.steps:  # what the last one leaves to its peers is a matter of how the teachers close
-            for teacher in teachers.values():
-                teacher.after_step(step)
+        last = work.step == phase.steps
+        for companion in (work.rules if last else work.companions).values():
+            companion.after_step(step)  # what a teacher leaves to its peers at the end, `close` says
+        if last and work.rules:
+            yield step
+            for rule in work.rules.values():
+                rule.before_step(work.step)
         around.after_step(work.step, stats)
         yield step
 
@@ -83,7 +86,6 @@ def train_step(
     work: PhaseInProgress,
     parts: Mapping[str, nn.Module],
     batch: Batch,
-    teachers: Mapping[str, Teacher],
     around: Surroundings,
 ) -> dict[str, Tensor]:
     """All updates of one step. Returns what they report: means over the micro-batches, added up where several updates
@@ -94,13 +96,16 @@ def train_step(
     for number, update in enumerate(phase.updates):
         work.clear_gradients()
         for at, micro in enumerate(micros):
-            targets = heard.pop(at) if at in heard else _targets(teachers, micro, around.numerics)
+            targets = heard.pop(at) if at in heard else _targets(work.teachers, micro, around.numerics)
             if number + 1 < len(phase.updates):
                 heard[at] = targets
             seed_everything(*around.stream, work.step, number, at, around.ranks.rank)
             with gradients_stay_here(parts, here=at + 1 < len(micros)):
                 with around.numerics.autocast():
                     loss = update.loss(Step(work.step, micro, work.learner, parts, targets, work.state, around.stream))
+                if loss.said is not None:
+                    for teacher in work.teachers.values():
+                        teacher.listen(micro, loss.said)
                 work.scaler.scale(loss.value / len(micros)).backward()
             for name, value in {"train/loss": loss.value.detach(), **loss.stats}.items():
                 stats[name] = stats.get(name, 0.0) + value / len(micros)

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from codistill.batch import Outputs
+from codistill.companion import Teacher
 from codistill.divergence import pull
 from codistill.exchange.mailbox import Mailbox
 from codistill.exchange.shelf import Held
@@ -42,7 +43,7 @@ class Pull:
             raise ValueError("divergence 'logit_regression' compares logits, which have no temperature; leave it out")
 
 
-class PeerTeachers:
+class PeerTeachers(Teacher):
     """A module for each peer that is heard, its parameters mapped onto the newest snapshot of that peer.
 
     With several ranks, all call every method, at the same steps.

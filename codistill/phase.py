@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from codistill.batch import Batch, Outputs, as_outputs
+from codistill.companion import ExchangeRule
 from codistill.randomness import Name, generator
 from codistill.schedules import Factor
 from codistill.teachers import TeacherSource
@@ -66,6 +67,8 @@ class Loss:
 
     value: Tensor
     stats: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    said: Outputs | None = None
+    """What the student said of the batch, for those who pass it on to its peers."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ class Phase:
     updates: Sequence[Update]
     groups: Mapping[str, Group]
     teachers: Sequence[TeacherSource] = ()
+    rules: Sequence[ExchangeRule] = ()
     surveys: Sequence[Survey] = ()
     export: Callable[[Learner], nn.Module] = lambda learner: learner["net"]
     """What is evaluated and served; holds no parameter that only training needs."""

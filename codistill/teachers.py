@@ -8,27 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import nn
 
 from codistill.batch import Batch, Outputs, as_outputs
+from codistill.companion import Opening, Teacher
 from codistill.exchange.clock import PublishRule
-from codistill.exchange.mailbox import Mailbox
 from codistill.peers import PeerTeachers
-
-
-@dataclass(frozen=True)
-class Opening:
-    """What a source may use when it opens."""
-
-    learner: nn.ModuleDict
-    """The replica's own parts, as they are trained."""
-    build_part: Callable[[str], nn.Module]
-    """A fresh module of the learner's part of that name, on the replica's device."""
-    open_mailbox: Callable[[nn.Module, PublishRule], Mailbox]
-    """The replica's end of the exchange, for the module it shows and expects of its peers."""
-    start_together_s: float = 0.0
+from codistill.randomness import unseen
 
 
 class TeacherSource(Protocol):
@@ -38,34 +26,6 @@ class TeacherSource(Protocol):
     def name(self) -> str: ...
 
     def open(self, opening: Opening) -> Teacher: ...
-
-
-class Teacher(Protocol):
-    """An open source. All ranks of a replica call everything at the same steps."""
-
-    def begin(self, step: int) -> None:
-        """Training is about to go on from `step` completed updates."""
-        ...
-
-    def before_step(self, step: int) -> None:
-        """Take up what is new. All ranks of a replica take up the same at the same step."""
-        ...
-
-    def outputs(self, batch: Batch) -> Sequence[Outputs]:
-        """What each teacher present says of the batch, without gradient, leaving no trace in the student."""
-        ...
-
-    def after_step(self, step: int) -> None:
-        """Step `step` has been completed."""
-        ...
-
-    def report(self) -> Sequence[Mapping[str, Any]]:
-        """Who is heard now, and how old they are, for the heartbeat."""
-        ...
-
-    def close(self, finished_at: int | None = None) -> None:
-        """Nothing more will be asked; `finished_at` steps when the phase has come to its end."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -86,3 +46,29 @@ class Peers:
             lambda module, batch: as_outputs(module(batch.views[self.view])),
             start_together_s=opening.start_together_s,
         )
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A model that does not change: of an earlier phase, or of a job that has ended."""
+
+    build: Callable[[Mapping[str, nn.ModuleDict]], nn.Module]
+    """From the learners of the phases before to the teacher, which shares nothing with them that training changes."""
+    name: str = "teacher"
+    view: str = "x"
+
+    def open(self, opening: Opening) -> FrozenTeacher:
+        model = opening.place(self.build(opening.finished))
+        return FrozenTeacher(model.requires_grad_(False), self.view)
+
+
+@dataclass(frozen=True)
+class FrozenTeacher(Teacher):
+    """One model in evaluation, for good."""
+
+    model: nn.Module
+    view: str
+
+    def outputs(self, batch: Batch) -> Sequence[Outputs]:
+        with unseen(self.model):
+            return [as_outputs(self.model(batch.views[self.view]))]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from codistill.batch import Batch
 from codistill.checkpoint import Checkpoint, load, load_newest, readable_in, save
+from codistill.companion import Opening
 from codistill.data.loader import read_ahead
 from codistill.data.split import SplitName, in_order
 from codistill.environment import write_environment
@@ -33,7 +34,6 @@ from codistill.ranks import Ranks
 from codistill.recipes import Recipe, open_recipe
 from codistill.run_dir import RunDir
 from codistill.spec import JobSpec
-from codistill.teachers import Opening, Teacher
 from codistill.telemetry import Telemetry
 from codistill.throughput import throughput_of
 from codistill.trackers import open_trackers
@@ -83,7 +83,7 @@ class ReplicaTraining:
         log.info(
             "%s, attempt %d, incarnation %d: %s on %s, %d steps on %s",
             self.name, self.me.fence, self.me.incarnation, self.spec.method.kind, self.spec.recipe.kind,
-            self.spec.training.steps, self.device,
+            self._before(len(self.phases)), self.device,
         )  # fmt: skip
         resumed = self._newest_checkpoint()
         at_phase = 0 if resumed is None else int(resumed.values["phase"])
@@ -99,19 +99,21 @@ class ReplicaTraining:
                 work.learner.load_state_dict(dict(resumed.tensors[f"finished.{phase.name}"]))
                 self.finished[phase.name] = work.learner
             else:
-                if resumed is not None and number == at_phase:
-                    work.restore(resumed.tensors, resumed.values["in_progress"])
                 try:
-                    yield from self._train(number, phase, work)
+                    yield from self._train(number, phase, work, resumed if number == at_phase else None)
                 except StopRequested:
                     self._save(number, work)
-                    return self._result("cancelled", work.step)
+                    return self._result("cancelled", self._before(number) + work.step)
                 self.finished[phase.name] = work.served
         if self.run.superseded(self.me.fence):  # its end would replace that of the attempt that counts
-            return self._result("cancelled", self.spec.training.steps)
+            return self._result("cancelled", self._before(len(self.phases)))
         self.notebook.telemetry.beat.state = "finishing"
         self._write_outcome(self.phases[-1], self.finished[self.phases[-1].name])
-        return self._result("succeeded", self.spec.training.steps)
+        return self._result("succeeded", self._before(len(self.phases)))
+
+    def _before(self, number: int) -> int:
+        """Steps of all phases before this one."""
+        return sum(phase.steps for phase in self.phases[:number])
 
     def _open_records(self, resume_step: int) -> None:
         if self.me.replica == 0:
@@ -127,45 +129,50 @@ class ReplicaTraining:
         self._compile(learner.values())
         return work
 
-    def _train(self, number: int, phase: Phase, work: PhaseInProgress) -> Generator[int]:
+    def _train(self, number: int, phase: Phase, work: PhaseInProgress, resumed: Checkpoint | None) -> Generator[int]:
+        before = self._before(number)
         around = Surroundings(
             numerics=self.outside.numerics,
             ranks=self.ranks,
             stream=self._stream(phase),
             should_stop=self.outside.should_stop,
-            before_step=self.outside.before_step,
-            after_step=lambda step, stats: self._after_step(number, phase, work, teachers, step, stats),
+            before_step=lambda step: self.outside.before_step(before + step),
+            after_step=lambda step, stats: self._after_step(number, phase, work, step, stats),
         )
-        teachers: dict[str, Teacher] = {}
         finished_at: int | None = None
+        if resumed is not None:
+            work.restore(resumed.tensors, resumed.values["in_progress"])
         try:
-            teachers |= self._open_teachers(phase, work.learner)
-            self.notebook.begin(phase.name, work.step)
-            yield from train_phase(phase, work, self._batches(phase, work.step), teachers, around)
+            self._open_companions(phase, work)
+            if resumed is not None:
+                work.restore_companions(resumed.tensors)
+            self.notebook.begin(phase.name, before + work.step)
+            yield from train_phase(phase, work, self._batches(phase, work.step), around)
             finished_at = phase.steps
         finally:
             with ExitStack() as stack:  # each of them, whatever the others raise
-                for teacher in teachers.values():
-                    stack.callback(teacher.close, finished_at)
+                for companion in work.companions.values():
+                    stack.callback(companion.close, finished_at)
 
     def _after_step(
         self,
         number: int,
         phase: Phase,
         work: PhaseInProgress,
-        teachers: Mapping[str, Teacher],
         step: int,
         stats: Mapping[str, Tensor],
     ) -> None:
         training, last = self.spec.training, step == phase.steps
-        self.notebook.telemetry.stepped(step)
+        step_of_all = self._before(number) + step
+        self.notebook.telemetry.stepped(step_of_all)
         if last or step % training.log_interval_steps == 0:
-            self.notebook.log(step, stats, [entry for teacher in teachers.values() for entry in teacher.report()])
+            heard = [entry for companion in work.companions.values() for entry in companion.report()]
+            self.notebook.log(step_of_all, stats, heard)
         due = [survey for survey in phase.surveys if last or step % survey.every_steps == 0]
         if due:
             self._agree_on_buffers(work)
         for survey in due:
-            self.notebook.survey(survey, step, work.served, self.device)
+            self.notebook.survey(survey, step_of_all, work.served, self.device)
         if last or step % training.checkpoint_interval_steps == 0:
             self._save(number, work)
 
@@ -174,14 +181,19 @@ class ReplicaTraining:
         pin = self.device.type == "cuda"
         return read_ahead(batches, range(step, phase.steps), self.spec.training.loader, pin=pin)
 
-    def _open_teachers(self, phase: Phase, learner: Learner) -> dict[str, Teacher]:
+    def _open_companions(self, phase: Phase, work: PhaseInProgress) -> None:
         opening = Opening(
-            learner=learner,
+            learner=work.learner,
+            finished=self.finished,
+            place=self._place,
             build_part=lambda part: self._build_part(phase, part),
             open_mailbox=self._open_mailbox,
             start_together_s=self.spec.exchange.start_together_s,
         )
-        return {source.name: source.open(opening) for source in phase.teachers}
+        for source in phase.teachers:
+            work.teachers[source.name] = source.open(opening)
+        for rule in phase.rules:
+            work.rules[rule.name] = rule.open(opening)
 
     def _open_mailbox(self, shown: nn.Module, rule: PublishRule) -> Mailbox:
         member = Member(
@@ -204,9 +216,12 @@ class ReplicaTraining:
         )
 
     def _build_part(self, phase: Phase, part: str) -> nn.Module:
-        built = phase.learner(Artifacts(self.finished))[part].to(self.device)
-        self._compile([built])
-        return built
+        return self._place(phase.learner(Artifacts(self.finished))[part])
+
+    def _place(self, module: nn.Module) -> nn.Module:
+        module.to(self.device)
+        self._compile([module])
+        return module
 
     def _compile(self, parts: Iterable[nn.Module]) -> None:
         if self.spec.training.compile:
@@ -234,7 +249,7 @@ class ReplicaTraining:
             "counters": vars(self.notebook.counters),
             "seconds": self._seconds(),
         }
-        step = sum(phase.steps for phase in self.phases[:number]) + work.step
+        step = self._before(number) + work.step
         checkpoint = Checkpoint(self.me.fence, step, {**work.tensors(), **finished}, values)
         path = save(self.run.checkpoints(self.name), checkpoint)
         log.info("step %d: checkpoint %s", step, path.name)
@@ -252,7 +267,7 @@ class ReplicaTraining:
         module = phase.export(learner)
         if not self.notebook.results:  # resumed after the last step: the survey was made by an earlier incarnation
             for survey in phase.surveys:
-                self.notebook.survey(survey, phase.steps, learner, self.device)
+                self.notebook.survey(survey, self._before(len(self.phases)), learner, self.device)
         if not self.ranks.leads:
             return
         splits: tuple[SplitName, ...] = ("validation", "test")

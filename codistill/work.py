@@ -12,6 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from codistill.checkpoint import pack_optimizer, unpack_optimizer
+from codistill.companion import Companion, Teacher
 from codistill.phase import Group, Learner, Phase, State
 
 
@@ -56,6 +57,8 @@ class PhaseInProgress:
     state: State
     average: AveragedModel | None = None
     """The moving average of the learner's weights, if one is kept."""
+    teachers: dict[str, Teacher] = field(default_factory=dict[str, Teacher])
+    rules: dict[str, Companion] = field(default_factory=dict[str, Companion])
     scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
     step: int = 0
     """Updates completed in this phase."""
@@ -81,6 +84,11 @@ class PhaseInProgress:
         """What is evaluated and exported: the average where there is one."""
         return self.learner if self.average is None else cast(Learner, self.average.module)
 
+    @property
+    def companions(self) -> dict[str, Companion]:
+        """Teachers and exchange rules that are open."""
+        return {**self.teachers, **self.rules}
+
     def clear_gradients(self) -> None:
         """Of all that is trained; what is frozen has none."""
         for group in self.groups.values():
@@ -90,7 +98,8 @@ class PhaseInProgress:
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
         optimizers = {f"optimizer.{name}": pack_optimizer(g.optimizer)[0] for name, g in self.groups.items()}
         average = {} if self.average is None else {"average": self.average.state_dict()}
-        return {"learner": self.learner.state_dict(), "state": self.state, **average, **optimizers}
+        companions = {f"companion.{name}": held for name, one in self.companions.items() if (held := one.tensors())}
+        return {"learner": self.learner.state_dict(), "state": self.state, **average, **optimizers, **companions}
 
     def values(self) -> dict[str, object]:
         return {
@@ -109,3 +118,8 @@ class PhaseInProgress:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(dict(values["scaler"]))
         self.step = int(values["step"])
+
+    def restore_companions(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Once they are open, which they are with the learner as it was."""
+        for name, companion in self.companions.items():
+            companion.restore(tensors.get(f"companion.{name}", {}))

@@ -46,7 +46,7 @@ def around(should_stop: bool = False) -> Surroundings:
 
 def train(what: Phase) -> PhaseInProgress:
     work = PhaseInProgress.begin(what, what.learner(Artifacts()))
-    for _ in train_phase(what, work, map(what.batches(Artifacts()), itertools.count()), {}, around()):
+    for _ in train_phase(what, work, map(what.batches(Artifacts()), itertools.count()), around()):
         pass
     return work
 
@@ -137,7 +137,7 @@ def test_a_loss_that_is_no_number_ends_training_with_advice() -> None:
 def test_a_stop_comes_between_steps() -> None:
     what = phase(two_parts(), {"net": group("net.*")}, [show_sum("net")])
     work = PhaseInProgress.begin(what, what.learner(Artifacts()))
-    turns = train_phase(what, work, map(batch, itertools.count()), {}, around(should_stop=True))
+    turns = train_phase(what, work, map(batch, itertools.count()), around(should_stop=True))
     assert next(turns) == 0
     with pytest.raises(StopRequested):
         next(turns)
