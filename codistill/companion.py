@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ class Opening:
     """Puts a module where the replica computes, compiled where that is asked for."""
     open_mailbox: Callable[[nn.Module, PublishRule], Mailbox]
     """The replica's end of the exchange, for the module it shows and expects of its peers."""
+    storage: Path
+    """Where the runs of other jobs lie."""
     start_together_s: float = 0.0
 
 

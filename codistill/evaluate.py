@@ -41,23 +41,38 @@ def sums(logits: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def report(total: Mapping[str, float]) -> dict[str, float]:
-    """Accuracy (share) and log loss (nats per prediction)."""
-    count = total.get("count", 0.0)
-    if count == 0:
-        return {"eval/accuracy": math.nan, "eval/log_loss": math.nan}
-    return {"eval/accuracy": total["correct"] / count, "eval/log_loss": total["nats"] / count}
+def report(total: Mapping[str, float], whose: str = "") -> dict[str, float]:
+    """Accuracy (share) and log loss (nats per prediction), under names that begin with `eval/` and `whose`."""
+    count = total.get(f"{whose}count", 0.0)
+    return {
+        f"eval/{whose}accuracy": total[f"{whose}correct"] / count if count else math.nan,
+        f"eval/{whose}log_loss": total[f"{whose}nats"] / count if count else math.nan,
+    }
 
 
-def validation_survey(batches: Callable[[], Iterable[Batch]], *, every_steps: int, part: str = "net") -> Survey:
-    """Accuracy and log loss of a part on validation data."""
+LOGITS: Mapping[str, str] = {"": "logits"}
+
+
+def validation_survey(
+    batches: Callable[[], Iterable[Batch]],
+    *,
+    every_steps: int,
+    part: str = "net",
+    taps: Mapping[str, str] = LOGITS,
+) -> Survey:
+    """Accuracy and log loss on validation data of taps of a part, each under its name: `eval/<name>accuracy`."""
 
     def measure(learner: Learner, batch: Batch) -> Mapping[str, float]:
         module = learner[part]
         with unseen(module):
-            return sums(as_outputs(module(batch.views["x"]))["logits"], batch.y)
+            said = as_outputs(module(batch.views["x"]))
+        each = {whose: sums(said[tap], batch.y) for whose, tap in taps.items()}
+        return {f"{whose}{key}": value for whose, found in each.items() for key, value in found.items()}
 
-    return Survey("validation", every_steps, batches, measure, report)
+    def reported(total: Mapping[str, float]) -> Mapping[str, float]:
+        return {name: value for whose in taps for name, value in report(total, whose).items()}
+
+    return Survey("validation", every_steps, batches, measure, reported)
 
 
 def write_predictions(

@@ -45,6 +45,7 @@ def write_export(
         temporary.mkdir(parents=True)
         save_model(module.cpu(), str(temporary / "model.safetensors"))
         write_json(temporary / "config.json", recipe.config())
+        write_json(temporary / "recipe.json", spec.recipe.model_dump(mode="json"))
         card = CARD.format(
             job=run.job_id,
             replica=replica,

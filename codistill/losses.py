@@ -83,6 +83,12 @@ def logit_regression(target_logits: Tensor, logits: Tensor) -> Tensor:
     return (student - target).square().sum(-1).mean() / (2 * logits.shape[-1])
 
 
+def squared_distance(features: Tensor, target: Tensor) -> Tensor:
+    """Mean over samples and entries of (features - target)^2, both [N, ..., width], a scalar; the target is detached.
+    The hint loss of FitNets (Romero et al. 2015, arXiv 1412.6550) but for its factor 1/2 and its sum over entries."""
+    return F.mse_loss(features.float(), target.detach().float())
+
+
 def _target(log_probabilities: Tensor, through: bool) -> Tensor:
     flat = _flat(log_probabilities)
     return flat if through else flat.detach()

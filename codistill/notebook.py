@@ -35,7 +35,7 @@ class Notebook:
         self.telemetry = telemetry
         self.counters = Counters()
         self.results: dict[str, float] = {}
-        """What the newest survey reported."""
+        """What the newest surveys reported."""
         self._directory, self._throughput, self._ranks = directory, throughput, ranks
 
         def recorder(kind: str, schema: Any) -> Recorder:
@@ -75,9 +75,10 @@ class Notebook:
         for batch in islice(survey.batches(), self._ranks.rank, None, self._ranks.count):
             for key, value in survey.measure(learner, batch.to(device)).items():
                 mine[key] = mine.get(key, 0.0) + value
-        self.results = dict(survey.report(self._ranks.totals(mine)))
-        self._record(step, self.results)
-        log.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in self.results.items()))
+        found = dict(survey.report(self._ranks.totals(mine)))
+        self.results |= found
+        self._record(step, found)
+        log.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
 
     def flush(self) -> None:
         """Put on the disk what has been written so far."""

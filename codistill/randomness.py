@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 Name = int | str
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -69,24 +70,35 @@ def unseen(module: nn.Module, mode: Literal["eval", "batch"] = "eval") -> Genera
     adding them to its running ones. Training flags are as before afterwards.
     """
     flags = [(layer, layer.training) for layer in module.modules()]
-    norms = [layer for layer, _ in flags if mode == "batch" and _normalises_by_batch(layer)]
-    tracking = [(layer, layer.track_running_stats) for layer in norms]
     module.eval()
-    for layer in norms:
-        layer.training = True
-        layer.track_running_stats = False  # pyright: ignore[reportArgumentType] - a plain attribute
+    if mode == "batch":
+        for layer in _batch_norms(module):
+            layer.training = True
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices(module)):
+        with torch.no_grad(), untracked(module), torch.random.fork_rng(devices=_cuda_devices(module)):
             yield
     finally:
-        for layer, tracked in tracking:
-            layer.track_running_stats = tracked
         for layer, flag in flags:
             layer.training = flag
 
 
-def _normalises_by_batch(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm)
+@contextmanager
+def untracked(module: nn.Module) -> Generator[None]:
+    """Normalisation of `module` by the batch's own statistics does not add them to its running ones: for a forward that
+    repeats one that did."""
+    norms = [layer for layer in _batch_norms(module) if layer.training]
+    tracking = [layer.track_running_stats for layer in norms]
+    for layer in norms:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer, tracked in zip(norms, tracking, strict=True):
+            layer.track_running_stats = tracked
+
+
+def _batch_norms(module: nn.Module) -> list[BatchNorm]:
+    return [layer for layer in module.modules() if isinstance(layer, BatchNorm)]
 
 
 def _cuda_devices(module: nn.Module) -> list[int]:

@@ -81,7 +81,7 @@ def replica_turns(
     name = replica_name(index, arm)
     set_up_process(spec)
     incarnation = int(ranks.from_first(run.next_incarnation(fence, name) if ranks.leads else None))
-    telemetry = Telemetry(run, Beat(name, fence, incarnation, spec.training.steps), rank=ranks.rank)
+    telemetry = Telemetry(run, Beat(name, fence, incarnation, spec.total_steps), rank=ranks.rank)
     try:
         outside = Outside(
             connect=connect,

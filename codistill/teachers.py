@@ -6,7 +6,7 @@ list of outputs; an empty list means that nobody is there and the term is off.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,13 +52,13 @@ class Peers:
 class Frozen:
     """A model that does not change: of an earlier phase, or of a job that has ended."""
 
-    build: Callable[[Mapping[str, nn.ModuleDict]], nn.Module]
-    """From the learners of the phases before to the teacher, which shares nothing with them that training changes."""
+    build: Callable[[Opening], nn.Module]
+    """Gives the teacher, which shares nothing with what is still trained."""
     name: str = "teacher"
     view: str = "x"
 
     def open(self, opening: Opening) -> FrozenTeacher:
-        model = opening.place(self.build(opening.finished))
+        model = opening.place(self.build(opening))
         return FrozenTeacher(model.requires_grad_(False), self.view)
 
 

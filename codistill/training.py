@@ -149,6 +149,7 @@ class ReplicaTraining:
             self.notebook.begin(phase.name, before + work.step)
             yield from train_phase(phase, work, self._batches(phase, work.step), around)
             finished_at = phase.steps
+            work.clear_gradients()  # the learner may stay, as a teacher
         finally:
             with ExitStack() as stack:  # each of them, whatever the others raise
                 for companion in work.companions.values():
@@ -185,6 +186,7 @@ class ReplicaTraining:
         opening = Opening(
             learner=work.learner,
             finished=self.finished,
+            storage=self.run.storage,
             place=self._place,
             build_part=lambda part: self._build_part(phase, part),
             open_mailbox=self._open_mailbox,

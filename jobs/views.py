@@ -56,7 +56,7 @@ def _progress(job: Job, beats: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
     return {
         "phase": phases.pop() if len(phases) == 1 else ("mixed" if phases else None),
         "completed": sum(int(beat.get("step") or 0) for beat in beats.values()),
-        "total": spec.training.steps * len(replica_names(job)),
+        "total": spec.total_steps * len(replica_names(job)),
         "unit": "steps",
     }
 

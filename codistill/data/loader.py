@@ -40,16 +40,19 @@ class TrainingBatches:
     seed: int
     rank: int = 0
     ranks: int = 1
+    names: tuple[str, ...] = ()
 
     def __call__(self, step: int) -> Batch:
         ids = self.order(step).chunk(self.ranks)[self.rank]
-        return self.split.read(ids, ("augment", self.seed, step))
+        return self.split.read(ids, ("augment", self.seed, *self.names, step))
 
 
-def training_batches(split: Split, mode: DataMode, replica: Replica, batch_size: int) -> TrainingBatches:
-    """What `replica` trains on, in batches of `batch_size` samples over all its ranks."""
-    order = order_of(mode, split.ids, batch_size, replica=replica.index, replicas=replica.count, seed=replica.seed)
-    return TrainingBatches(split, order, replica.seed, replica.rank, replica.ranks)
+def training_batches(split: Split, mode: DataMode, replica: Replica, batch_size: int, *names: str) -> TrainingBatches:
+    """What `replica` trains on, in batches of `batch_size` samples over all its ranks. With `names`, the same samples
+    in another order and augmented otherwise."""
+    who = replica
+    order = order_of(mode, split.ids, batch_size, *names, replica=who.index, replicas=who.count, seed=who.seed)
+    return TrainingBatches(split, order, who.seed, who.rank, who.ranks, names)
 
 
 def read_ahead(batches: StepBatches, steps: range, loader: Loader, *, pin: bool = False) -> Iterator[Batch]:

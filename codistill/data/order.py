@@ -58,11 +58,15 @@ class Order:
         return self._ids[torch.randperm(len(self._ids), generator=generator("order", *self._stream, epoch))]
 
 
-def order_of(mode: DataMode, ids: Tensor, batch_size: int, *, replica: int, replicas: int, seed: int) -> Order:
-    """The order in which this replica sees its samples; raises `ValueError` when there are fewer than a batch."""
+def order_of(
+    mode: DataMode, ids: Tensor, batch_size: int, *names: str, replica: int, replicas: int, seed: int
+) -> Order:
+    """The order in which this replica sees its samples, another one for other `names`; raises `ValueError` when there
+    are fewer than a batch."""
     own = own_samples(mode, ids, replica=replica, replicas=replicas, seed=seed)
     if batch_size > len(own):
         raise ValueError(
             f"training.batch_size ({batch_size}) exceeds the {len(own)} training samples of one replica; lower it"
         )
-    return Order(own, batch_size, seed) if isinstance(mode, SameOrder) else Order(own, batch_size, seed, replica)
+    stream = (seed,) if isinstance(mode, SameOrder) else (seed, replica)
+    return Order(own, batch_size, *stream, *names)

@@ -5,20 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from codistill.methods import codistillation, label_smoothing, solo
+from codistill.methods import (
+    afd,
+    be_your_own_teacher,
+    codistillation,
+    deep_mutual_learning,
+    knowledge_distillation,
+    label_smoothing,
+    solo,
+)
 from codistill.phase import Phase, Replica
 from codistill.recipes import Recipe
-from codistill.spec import Codistillation, JobSpec, LabelSmoothing, Solo
+from codistill.spec import (
+    Afd,
+    BeYourOwnTeacher,
+    Codistillation,
+    DeepMutualLearning,
+    JobSpec,
+    KnowledgeDistillation,
+    LabelSmoothing,
+    Solo,
+)
 
 
 def plan(spec: JobSpec, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
-    """The phases that `replica` goes through, in order."""
+    """The phases that `replica` goes through, in order. Raises `ValueError` when the recipe has not what the method
+    needs."""
     match spec.method:
         case Solo():
             return solo.plan(spec, recipe, replica)
-        case Codistillation():
-            return codistillation.plan(spec, spec.method, recipe, replica)
-        case LabelSmoothing():
-            return label_smoothing.plan(spec, spec.method, recipe, replica)
+        case LabelSmoothing() as method:
+            return label_smoothing.plan(spec, method, recipe, replica)
+        case Codistillation() as method:
+            return codistillation.plan(spec, method, recipe, replica)
+        case KnowledgeDistillation() as method:
+            return knowledge_distillation.plan(spec, method, recipe, replica)
+        case DeepMutualLearning() as method:
+            return deep_mutual_learning.plan(spec, method, recipe, replica)
+        case Afd() as method:
+            return afd.plan(spec, method, recipe, replica)
+        case BeYourOwnTeacher() as method:
+            return be_your_own_teacher.plan(spec, method, recipe, replica)
         case _:
             assert_never(spec.method)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, assert_never
 
 import torch
@@ -11,12 +11,15 @@ from torch import nn
 from codistill.batch import Batch
 from codistill.data.loader import training_batches
 from codistill.data.split import in_order
-from codistill.evaluate import validation_survey
+from codistill.evaluate import LOGITS, validation_survey
 from codistill.phase import Artifacts, Group, Learner, Loss, Phase, Replica, Step, Survey, Update
 from codistill.recipes import Recipe
 from codistill.schedules import open_schedule
 from codistill.spec import AdamW, JobSpec, Sgd, Training
 from codistill.teachers import TeacherSource
+
+TRAIN = "train"
+"""The phase whose model is exported, which every method ends with."""
 
 
 def one_phase(
@@ -26,20 +29,34 @@ def one_phase(
     loss: Callable[[Step], Loss],
     *,
     teachers: Sequence[TeacherSource] = (),
+    name: str = TRAIN,
+    steps: int | None = None,
 ) -> list[Phase]:
-    """All of the training as a single phase `train`, in which `loss` trains the whole network."""
+    """A single phase in which `loss` trains one network; all of the training, unless `name` and `steps` say otherwise.
+    Of a phase under another name the surveys' names tell so."""
+    training = spec.training if steps is None else spec.training.model_copy(update={"steps": steps})
     return [
         Phase(
-            name="train",
-            steps=spec.training.steps,
+            name=name,
+            steps=training.steps,
             learner=lambda artifacts: one_network(recipe, artifacts),
-            batches=lambda artifacts: batches_of(spec, recipe, replica),
+            batches=lambda artifacts: batches_of(spec, recipe, replica, name),
             updates=[Update(loss, trains=("net",))],
-            groups=one_group(spec.training),
+            groups=groups(training, {"net": ("net.*",)}),
             teachers=teachers,
-            surveys=surveys(spec, recipe),
+            surveys=surveys(spec, recipe, {"net": "" if name == TRAIN else f"{name}/"}),
         )
     ]
+
+
+def labels_alone(recipe: Recipe) -> Callable[[Step], Loss]:
+    """The recipe's loss of `net`, and nothing else."""
+
+    def loss(step: Step) -> Loss:
+        task = recipe.task_loss(step.show("net"), step.batch)
+        return Loss(task, {"train/task_loss": task.detach()})
+
+    return loss
 
 
 def one_network(recipe: Recipe, artifacts: Artifacts) -> Learner:
@@ -47,21 +64,23 @@ def one_network(recipe: Recipe, artifacts: Artifacts) -> Learner:
     return Learner({"net": recipe.build_model()})
 
 
-def batches_of(spec: JobSpec, recipe: Recipe, replica: Replica) -> Callable[[int], Batch]:
-    """This rank's share of what the replica trains on, by step."""
-    return training_batches(recipe.split("train"), spec.data, replica, spec.training.batch_size)
+def batches_of(spec: JobSpec, recipe: Recipe, replica: Replica, phase: str = TRAIN) -> Callable[[int], Batch]:
+    """This rank's share of what the replica trains on in a phase, by step; each phase has an order of its own."""
+    names = () if phase == TRAIN else (phase,)
+    return training_batches(recipe.split("train"), spec.data, replica, spec.training.batch_size, *names)
 
 
-def one_group(training: Training) -> dict[str, Group]:
-    """All of `net` under the optimizer of the spec."""
+def groups(training: Training, select: Mapping[str, tuple[str, ...]]) -> dict[str, Group]:
+    """A group for each name, of the parameters that its globs select, all under the optimizer of the spec."""
     return {
-        "net": Group(
-            select=("net.*",),
+        name: Group(
+            select=globs,
             optimizer=lambda parameters: open_optimizer(training, parameters),
             schedule=open_schedule(training.schedule, training.steps),
             clip_norm=training.clip_norm,
             decay_schedule=open_schedule(training.weight_decay_schedule, training.steps),
         )
+        for name, globs in select.items()
     }
 
 
@@ -94,10 +113,16 @@ def _decayed_and_not(parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
     return [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def surveys(spec: JobSpec, recipe: Recipe) -> tuple[Survey, ...]:
-    """The validation every method does."""
-    return (
-        validation_survey(
-            lambda: in_order(recipe.split("validation")), every_steps=spec.training.evaluate_interval_steps
-        ),
+def validation(spec: JobSpec, recipe: Recipe, part: str, taps: Mapping[str, str] = LOGITS) -> Survey:
+    """How good taps of a part are on the validation data; each has a name, that of what is exported is empty."""
+    return validation_survey(
+        lambda: in_order(recipe.split("validation")),
+        every_steps=spec.training.evaluate_interval_steps,
+        part=part,
+        taps=taps,
     )
+
+
+def surveys(spec: JobSpec, recipe: Recipe, parts: Mapping[str, str]) -> list[Survey]:
+    """The validation of the logits of each of `parts`, which maps it to its name."""
+    return [validation(spec, recipe, part, {whose: "logits"}) for part, whose in parts.items()]

@@ -11,23 +11,29 @@ from codistill.recipes.own import open_installed
 from codistill.recipes.tabular import TabularRecipe
 from codistill.recipes.text import TextRecipe
 from codistill.spec import Digits, Images, Installed, JobSpec, Tabular, Text
+from codistill.spec import Recipe as RecipeChoice
 
-__all__ = ["Recipe", "RecipeUnavailable", "open_recipe"]
+__all__ = ["Recipe", "RecipeUnavailable", "open_recipe", "recipe_of"]
 
 
 def open_recipe(spec: JobSpec) -> Recipe:
-    """The recipe a spec names. Raises `RecipeUnavailable` when something is not installed, `ValueError` when an
-    installed recipe does not take its options."""
-    match spec.recipe:
+    """The recipe of a job; see `recipe_of`."""
+    return recipe_of(spec.recipe)
+
+
+def recipe_of(choice: RecipeChoice) -> Recipe:
+    """The recipe of this name and settings. Raises `RecipeUnavailable` when something is not installed, `ValueError`
+    when an installed recipe does not take its options."""
+    match choice:
         case Digits():
-            return DigitsRecipe(spec.recipe)
+            return DigitsRecipe(choice)
         case Images():
-            return ImagesRecipe(spec.recipe)
+            return ImagesRecipe(choice)
         case Text():
-            return TextRecipe(spec.recipe)
+            return TextRecipe(choice)
         case Tabular():
-            return TabularRecipe(spec.recipe)
+            return TabularRecipe(choice)
         case Installed():
-            return open_installed(spec.recipe)
+            return open_installed(choice)
         case _:
-            assert_never(spec.recipe)
+            assert_never(choice)

@@ -60,6 +60,19 @@ class SmallCnn(nn.Module):
         )  # fmt: skip
         self.head = nn.Linear(8 * width, classes)
 
+    def enter(self, images: Tensor) -> Tensor:
+        """What the first stage is shown."""
+        return images
+
+    def stages(self) -> list[nn.Module]:
+        """A convolution each, with what belongs to it."""
+        return [self.body[:4], self.body[4:8]]
+
+    def leave(self, maps: Tensor) -> Outputs:
+        """From what the last stage gives to the taps."""
+        features = self.body[8:](maps)
+        return {"features": features, "logits": self.head(features)}
+
     def forward(self, images: Tensor) -> Outputs:
         features = self.body(images)
         return {"features": features, "logits": self.head(features)}

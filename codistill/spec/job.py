@@ -20,6 +20,7 @@ from codistill.spec.methods import (
     SameSet,
     Solo,
 )
+from codistill.spec.offline import KnowledgeDistillation, TrainedFirst
 from codistill.spec.recipes import Digits, Installed, Recipe
 from codistill.spec.training import Replicas, Training
 
@@ -110,16 +111,23 @@ class JobSpec(Spec):
 
     @property
     def burn_in_steps(self) -> int:
-        """Steps before any teacher is heard; the whole training for a method without teachers."""
+        """Steps before any peer is heard; the whole training for a method without."""
         match self.method:
-            case Solo() | LabelSmoothing():
-                return self.training.steps
             case Codistillation(burn_in_steps=None):
                 return round(DEFAULT_BURN_IN_FRACTION * self.training.steps)
             case Codistillation(burn_in_steps=int(given)):
                 return given
-            case _:  # pragma: no cover - the union is closed
-                raise AssertionError(self.method)
+            case _:
+                return self.training.steps
+
+    @property
+    def total_steps(self) -> int:
+        """Of all phases of a replica."""
+        match self.method:
+            case KnowledgeDistillation(teacher=TrainedFirst(steps=before)):
+                return before + self.training.steps
+            case _:
+                return self.training.steps
 
     @property
     def on_cuda(self) -> bool:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from codistill.spec.base import Spec
+from codistill.spec.cohorts import Afd, BeYourOwnTeacher, DeepMutualLearning
+from codistill.spec.offline import KnowledgeDistillation
 
 DEFAULT_BURN_IN_FRACTION = 0.4
 """Share of training before teachers are heard: about 0.41 in Anil et al.'s ImageNet run, 0.4 in later public code."""
@@ -58,7 +60,10 @@ class LabelSmoothing(Spec):
     """Steps on the labels alone before the term is added."""
 
 
-Method = Annotated[Solo | Codistillation | LabelSmoothing, Field(discriminator="kind")]
+Method = Annotated[
+    Solo | LabelSmoothing | Codistillation | KnowledgeDistillation | DeepMutualLearning | Afd | BeYourOwnTeacher,
+    Field(discriminator="kind"),
+]
 
 Control = Literal["solo", "smoothing"]
 """An arm that a job trains beside its own replicas, to compare them with."""

@@ -59,7 +59,7 @@ def validate(
     if facts:
         return _run_module("codistill.describe", str(spec))
     emit_json(checked.model_dump(mode="json"))
-    say(f"{spec} is valid: {checked.replicas.count} x {checked.training.steps} steps, method {checked.method.kind}")
+    say(f"{spec} is valid: {checked.replicas.count} x {checked.total_steps} steps, method {checked.method.kind}")
     return Exit.DONE
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,15 +29,36 @@ class Normalise(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A body from normalised images to features, and a linear head."""
+    """A body from normalised images to features, and a linear head. `cuts` are the places where the body ends a stage:
+    what comes after the last belongs to none."""
 
     def __init__(
-        self, body: nn.Module, features: int, classes: int, mean: Sequence[float], std: Sequence[float]
+        self,
+        body: nn.Sequential,
+        cuts: Sequence[int],
+        features: int,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
     ) -> None:
         super().__init__()
+        self.cuts = (0, *cuts)
         self.normalise = Normalise(mean, std)
         self.body = body
         self.head = nn.Linear(features, classes)
+
+    def enter(self, images: Tensor) -> Tensor:
+        """What the first stage is shown."""
+        return self.normalise(images)
+
+    def stages(self) -> list[nn.Module]:
+        """Each maps what the one before gives."""
+        return [self.body[first:last] for first, last in itertools.pairwise(self.cuts)]
+
+    def leave(self, maps: Tensor) -> dict[str, Tensor]:
+        """From what the last stage gives to the taps."""
+        features = self.body[self.cuts[-1] :](maps)
+        return {"features": features, "logits": self.head(features)}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.body(self.normalise(images))
@@ -82,7 +104,8 @@ def build_mlp(
     for _ in range(layers):
         body += [nn.Linear(before, width), nn.ReLU(), nn.Dropout(dropout)]
         before = width
-    return Classifier(nn.Sequential(*body), width, classes, mean, std)
+    cuts = [1 + 3 * layer for layer in range(1, layers + 1)]
+    return Classifier(nn.Sequential(*body), cuts, width, classes, mean, std)
 
 
 def build_cnn(
@@ -105,7 +128,7 @@ def build_cnn(
         nn.Conv2d(width, 2 * width, 3, padding=1), norm(2 * width), nn.ReLU(), nn.MaxPool2d(2),
         nn.Flatten(), nn.Linear(flat, 4 * width), nn.ReLU(), nn.Dropout(dropout),
     )  # fmt: skip
-    return Classifier(body, 4 * width, classes, mean, std)
+    return Classifier(body, [4, 8], 4 * width, classes, mean, std)
 
 
 def build_resnet(
@@ -123,7 +146,8 @@ def build_resnet(
             body.append(ResidualBlock(before, after, stride=2 if stage and not block else 1))
             before = after
     body += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return Classifier(nn.Sequential(*body), before, classes, mean, std)
+    cuts = [3 + blocks * stage for stage in (1, 2, 3)]
+    return Classifier(nn.Sequential(*body), cuts, before, classes, mean, std)
 
 
 def build(config: dict[str, Any]) -> Classifier:

@@ -43,12 +43,23 @@ class TableNet(nn.Module):
         self.body = nn.Sequential(*body)
         self.head = nn.Linear(before, 2)
 
-    def forward(self, rows: Tensor) -> dict[str, Tensor]:
+    def enter(self, rows: Tensor) -> Tensor:
+        """What the first stage is shown: embeddings and numbers side by side."""
         codes = rows[:, : len(self.embeddings)].long()
         embedded = [embedding(codes[:, place]) for place, embedding in enumerate(self.embeddings)]
         numbers = (rows[:, len(self.embeddings) :] - self.mean) / self.std
-        features = self.body(torch.cat([*embedded, numbers], dim=1))
+        return torch.cat([*embedded, numbers], dim=1)
+
+    def stages(self) -> list[nn.Module]:
+        """A hidden layer each, with what belongs to it."""
+        return [self.body[first : first + 3] for first in range(0, len(self.body), 3)]
+
+    def leave(self, features: Tensor) -> dict[str, Tensor]:
+        """From what the last stage gives to the taps."""
         return {"features": features, "logits": self.head(features)}
+
+    def forward(self, rows: Tensor) -> dict[str, Tensor]:
+        return self.leave(self.body(self.enter(rows)))
 
 
 def build(config: dict[str, Any]) -> TableNet:

@@ -52,14 +52,26 @@ class ByteTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self._initialise(layers)
 
-    def forward(self, text: Tensor) -> dict[str, Tensor]:
+    def enter(self, text: Tensor) -> Tensor:
+        """What the first block is shown."""
         places = torch.arange(text.shape[1], device=text.device)
         states = self.embedding(text.long()) + self.position(places)
-        states = F.dropout(states, self.dropout, self.training)
-        for block in self.blocks:
-            states = block(states)
+        return F.dropout(states, self.dropout, self.training)
+
+    def stages(self) -> list[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
+
+    def leave(self, states: Tensor) -> dict[str, Tensor]:
+        """From what the last block gives to the taps."""
         features = self.norm(states)
         return {"features": features, "logits": F.linear(features, self.embedding.weight)}
+
+    def forward(self, text: Tensor) -> dict[str, Tensor]:
+        states = self.enter(text)
+        for block in self.blocks:
+            states = block(states)
+        return self.leave(states)
 
     def _initialise(self, layers: int) -> None:
         """As GPT-2: deviation 0.02, less on what is added up over the layers; logits begin near 0."""

@@ -1,0 +1,53 @@
+"""Methods whose networks live in one replica: several that teach each other at every step, or one and its own exits."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from codistill.spec.base import Spec
+
+
+class DeepMutualLearning(Spec):
+    """Several networks on the same batches, each pulled towards the fresh predictions of the others (Zhang et al.
+    2018). The first is the one that is exported."""
+
+    kind: Literal["deep_mutual_learning"] = "deep_mutual_learning"
+    nets: int = Field(default=2, ge=2, le=16)
+    order: Literal["simultaneous", "sequential"] = "simultaneous"
+    """`sequential` updates one network after the other, each against what those before it have become."""
+    form: Literal["pairwise", "ensemble"] = "pairwise"
+    """The mean of the divergences from each of the others, or the divergence from their mean prediction (DML_e)."""
+    weight: float = Field(default=1.0, ge=0, le=1000)
+    """Factor of the distillation term; 0 trains each network as `solo` does."""
+    temperature: float = Field(default=1.0, gt=0, le=100)
+
+
+class Afd(Spec):
+    """Mutual learning of logits, and of the distribution of feature maps through critics (Chung et al. 2020): network
+    k + 1 learns from network k, the first from the last. The first is the one that is exported."""
+
+    kind: Literal["afd"] = "afd"
+    nets: int = Field(default=2, ge=2, le=16)
+    weight: float = Field(default=1.0, ge=0, le=1000)
+    """Factor of the distillation term on logits."""
+    temperature: float = Field(default=3.0, gt=0, le=100)
+    adversarial_learning_rate: float = Field(default=2e-5, ge=0, le=1)
+    """Of Adam, for features and critics; 0 leaves mutual learning of logits alone."""
+    adversarial_weight_decay: float = Field(default=1e-4, ge=0, le=1)
+    channels: int = Field(default=32, ge=1, le=4096)
+    """Width that transitions bring the feature maps to, and critics look at."""
+
+
+class BeYourOwnTeacher(Spec):
+    """One network with exits between its stages, which the last one teaches (Zhang et al. 2019)."""
+
+    kind: Literal["be_your_own_teacher"] = "be_your_own_teacher"
+    label_weight: float = Field(default=0.7, ge=0, le=1000)
+    """Factor of each early exit's loss on the labels."""
+    weight: float = Field(default=0.3, ge=0, le=1000)
+    """Factor of each early exit's distillation term."""
+    temperature: float = Field(default=3.0, gt=0, le=100)
+    feature_weight: float = Field(default=0.07, ge=0, le=1000)
+    """Factor of the mean squared distance between each early exit's features and the last ones."""
