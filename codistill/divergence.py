@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+import torch
 from torch import Tensor
 
 from codistill import combine, losses
@@ -19,23 +20,67 @@ class Pulled:
     loss: Tensor
     """A scalar, unweighted."""
     target: Tensor
-    """Log-probabilities [N, classes], at the temperature; without gradient."""
+    """Log-probabilities [..., classes], at the temperature; without gradient."""
 
 
-def pull(divergence: Divergence, teachers: Sequence[Tensor], student: Tensor, *, temperature: float = 1.0) -> Pulled:
+def pull(
+    divergence: Divergence,
+    teachers: Sequence[Tensor],
+    student: Tensor,
+    *,
+    temperature: float = 1.0,
+    trust: Tensor | None = None,
+    present: Tensor | None = None,
+) -> Pulled:
     """`divergence` between the mean of the teachers' distributions at the temperature (of their logits, for
-    `logit_regression`) and the student's. `teachers`: m >= 1 logits [N, classes]; `student`: logits [N, classes]."""
+    `logit_regression`) and the student's. `teachers`: m >= 1 logits [N, ..., classes]; `student`: the same.
+
+    `trust` [m] in 0..1 is how much each teacher counts: what is taken from one is not given to the others. `present`
+    [m, N] says which teachers have a word on which sample: the mean is over those, and samples without any add nothing.
+    """
+    weights = shares = None
+    if trust is not None or present is not None:
+        weights, shares = _weights_and_shares(len(teachers), student, trust, present)
     if divergence == "logit_regression":
-        logits = combine.mean_logits(teachers).detach()
-        return Pulled(losses.logit_regression(logits, student), logits.log_softmax(-1))
-    target = combine.mean_probabilities(teachers, temperature=temperature).detach()
+        logits = combine.mean_logits(teachers, weights=weights).detach()
+        return Pulled(losses.logit_regression(logits, student, shares=shares), logits.log_softmax(-1))
+    target = combine.mean_probabilities(teachers, temperature=temperature, weights=weights).detach()
     match divergence:
         case "cross_entropy":
-            loss = losses.soft_cross_entropy(target, student, temperature=temperature)
+            loss = losses.soft_cross_entropy(target, student, temperature=temperature, shares=shares)
         case "kl":
-            loss = losses.kl_divergence(target, student, temperature=temperature)
+            loss = losses.kl_divergence(target, student, temperature=temperature, shares=shares)
         case "reverse_kl":
-            loss = losses.reverse_kl_divergence(target, student, temperature=temperature)
+            loss = losses.reverse_kl_divergence(target, student, temperature=temperature, shares=shares)
         case _:
             assert_never(divergence)
     return Pulled(loss, target)
+
+
+def _weights_and_shares(
+    teachers: int, student: Tensor, trust: Tensor | None, present: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Of each teacher in the mean at each place, [m, ...], and of each place in the loss, [...]."""
+    shape = (teachers, *student.shape[:-1])
+    heard = torch.ones(shape, device=student.device)
+    if present is not None:
+        heard = heard * present.reshape(*present.shape, *(1,) * (len(shape) - 2))
+    trusted = heard if trust is None else heard * trust.reshape(-1, *(1,) * (len(shape) - 1))
+    total = trusted.sum(0)
+    # Where nobody counts the mean is that of all, and its share 0.
+    weights = torch.where(total > 0, trusted / total, 1 / teachers)
+    return weights, total / heard.sum(0).clamp(min=1)
+
+
+def advantage(teachers: Sequence[Tensor], student: Tensor, labels: Tensor) -> Tensor:
+    """By how much each of m teachers knows the labels [...] better than the student: the student's cross-entropy less
+    the teacher's, in nats, [m]; without gradient."""
+    with torch.no_grad():
+        own = losses.cross_entropy(student, labels)
+        return torch.stack([own - losses.cross_entropy(teacher, labels) for teacher in teachers])
+
+
+def guarded(advantages: Tensor) -> Tensor:
+    """How far teachers of these advantages [m] may be trusted: one who is d nats worse than the student counts
+    exp(-d), one who is better counts 1."""
+    return advantages.clamp(max=0.0).exp()

@@ -45,42 +45,55 @@ def off_label(log_probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(
-    target_log_probabilities: Tensor, logits: Tensor, *, temperature: float = 1.0, through: bool = False
+    target_log_probabilities: Tensor,
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    through: bool = False,
+    shares: Tensor | None = None,
 ) -> Tensor:
     """T^2 * CE(target, softmax(logits / T)): the soft loss of Hinton et al. 2015 (arXiv 1503.02531), a scalar.
 
     `target_log_probabilities` [..., classes] are those at temperature T already. The gradient in the logits is
-    T * (softmax(logits / T) - target) / positions, the same as that of `kl_divergence`.
+    T * (softmax(logits / T) - target) / positions, the same as that of `kl_divergence`. `shares` [...] is what each
+    position counts; left out, 1. The mean is over all positions, whatever they count.
     """
     target = _target(target_log_probabilities, through).exp()
     log_student = F.log_softmax(_flat(logits) / temperature, dim=-1)
-    return -(target * log_student).sum(-1).mean() * temperature**2
+    return -_mean_of_shares((target * log_student).sum(-1), shares) * temperature**2
 
 
 def kl_divergence(
-    target_log_probabilities: Tensor, logits: Tensor, *, temperature: float = 1.0, through: bool = False
+    target_log_probabilities: Tensor,
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    through: bool = False,
+    shares: Tensor | None = None,
 ) -> Tensor:
     """T^2 * KL(target || softmax(logits / T)), a scalar: `soft_cross_entropy` less the target's entropy."""
     log_target = _target(target_log_probabilities, through)
     log_student = F.log_softmax(_flat(logits) / temperature, dim=-1)
-    return (log_target.exp() * (log_target - log_student)).sum(-1).mean() * temperature**2
+    return _mean_of_shares((log_target.exp() * (log_target - log_student)).sum(-1), shares) * temperature**2
 
 
-def reverse_kl_divergence(target_log_probabilities: Tensor, logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+def reverse_kl_divergence(
+    target_log_probabilities: Tensor, logits: Tensor, *, temperature: float = 1.0, shares: Tensor | None = None
+) -> Tensor:
     """T^2 * KL(softmax(logits / T) || target), a scalar: goes for one of the target's modes rather than their mean."""
     log_target = _target(target_log_probabilities, through=False)
     log_student = F.log_softmax(_flat(logits) / temperature, dim=-1)
-    return (log_student.exp() * (log_student - log_target)).sum(-1).mean() * temperature**2
+    return _mean_of_shares((log_student.exp() * (log_student - log_target)).sum(-1), shares) * temperature**2
 
 
-def logit_regression(target_logits: Tensor, logits: Tensor) -> Tensor:
+def logit_regression(target_logits: Tensor, logits: Tensor, *, shares: Tensor | None = None) -> Tensor:
     """Mean over positions of |z - z'|^2 / (2 classes), z and z' being `logits` and `target_logits` [..., classes], each
     less its mean: what `kl_divergence` tends to with rising temperature (Hinton et al. 2015, section 2.1). A scalar.
 
     Logits are centred since a softmax does not see a shift of all of them.
     """
     student, target = (z - z.mean(-1, keepdim=True) for z in (_flat(logits), _target(target_logits, through=False)))
-    return (student - target).square().sum(-1).mean() / (2 * logits.shape[-1])
+    return _mean_of_shares((student - target).square().sum(-1), shares) / (2 * logits.shape[-1])
 
 
 def squared_distance(features: Tensor, target: Tensor) -> Tensor:
@@ -99,6 +112,10 @@ def _of_label(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     flat = labels.reshape(-1)
     known = flat != IGNORED
     return values.gather(1, flat.masked_fill(~known, 0).unsqueeze(1)).squeeze(1), known
+
+
+def _mean_of_shares(values: Tensor, shares: Tensor | None) -> Tensor:
+    return (values if shares is None else values * shares.reshape(-1)).mean()
 
 
 def _mean(values: Tensor, known: Tensor) -> Tensor:

@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable
 from typing import assert_never
 
-from codistill.spec import Constant, Cosine, Linear, Milestones, Schedule
+from codistill.spec import Constant, Cosine, Linear, Milestones, RampUp, Schedule, WeightSchedule
 
 Factor = Callable[[int], float]
 
 
-def open_schedule(spec: Schedule, steps: int) -> Factor:
+def open_schedule(spec: Schedule | WeightSchedule, steps: int) -> Factor:
     """The factor at step 0 .. steps - 1 that `spec` describes."""
+    if isinstance(spec, RampUp):
+        return lambda step: ramp_up(step, spec.ramp_steps)
     warmup_steps = spec.warmup_steps
 
     def factor(step: int) -> float:
@@ -21,6 +23,11 @@ def open_schedule(spec: Schedule, steps: int) -> Factor:
         return after_warmup(spec, step, steps)
 
     return factor
+
+
+def ramp_up(step: int, ramp_steps: int) -> float:
+    """exp(-5 (1 - step / ramp_steps)^2), and 1 from `ramp_steps` on (Laine and Aila 2017, arXiv 1610.02242)."""
+    return 1.0 if step >= ramp_steps else math.exp(-5 * (1 - step / ramp_steps) ** 2)
 
 
 def after_warmup(spec: Schedule, step: int, steps: int) -> float:

@@ -7,9 +7,11 @@ the cross-entropy to the mean predictive distribution of its peers, computed on 
 
 where z_j' are the logits of the newest copy of peer j at hand and m counts the peers present. Without any, the term is
 off. Only replica i's own weights receive gradient. `method.divergence` offers other measures in place of the second
-cross-entropy.
+cross-entropy, `method.weight_schedule` lets the weight change from the burn-in on, and `method.harm_guard` lets peer j
+count exp(-d) where it is d nats worse than replica i on the batch, by the labels.
 
-`distill/teacher_off_label` logs how strong the teachers are: the probability that they take off the label, in the mean.
+`distill/teacher_off_label` logs how strong the teachers are: the probability that they take off the label, in the mean;
+`distill/teacher_advantage` how much better than the student they know the labels, in nats.
 """
 
 from __future__ import annotations
@@ -19,17 +21,19 @@ from collections.abc import Sequence
 import torch
 
 from codistill import losses
-from codistill.divergence import pull
+from codistill.divergence import advantage, guarded, pull
 from codistill.exchange.clock import PublishRule
 from codistill.methods.common import one_phase
 from codistill.phase import Loss, Phase, Replica, Step
 from codistill.recipes import Recipe
+from codistill.schedules import open_schedule
 from codistill.spec import Codistillation, JobSpec
 from codistill.teachers import Peers
 
 
 def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
     """One phase: burn-in is the time during which no peer has published and the list of targets is empty."""
+    factor = open_schedule(method.weight_schedule, spec.training.steps - spec.burn_in_steps)
 
     def loss(step: Step) -> Loss:
         student = step.show("net")
@@ -38,15 +42,21 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
         if not peers:
             return Loss(task, {"train/task_loss": task.detach(), "distill/num_teachers": torch.tensor(0.0)})
         said = [peer["logits"] for peer in peers]
-        pulled = pull(method.divergence, said, student["logits"], temperature=method.temperature)
+        better = advantage(said, student["logits"], step.batch.y)
+        trust = guarded(better) if method.harm_guard else None
+        pulled = pull(method.divergence, said, student["logits"], temperature=method.temperature, trust=trust)
+        weight = method.weight * factor(step.index - spec.burn_in_steps)
         stats = {
             "train/task_loss": task.detach(),
             "train/distill_loss": pulled.loss.detach(),
             "distill/num_teachers": torch.tensor(float(len(peers))),
             "distill/teacher_off_label": losses.off_label(pulled.target, step.batch.y),
-            "distill/weight": torch.tensor(method.weight),
+            "distill/teacher_advantage": better.mean(),
+            "distill/weight": torch.tensor(weight),
         }
-        return Loss(task + method.weight * pulled.loss, stats)
+        if trust is not None:
+            stats["distill/trust"] = trust.mean()
+        return Loss(task + weight * pulled.loss, stats)
 
     return one_phase(
         spec,

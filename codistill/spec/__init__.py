@@ -81,10 +81,12 @@ from codistill.spec.training import (
     Loader,
     Milestones,
     Optimizer,
+    RampUp,
     Replicas,
     Schedule,
     Sgd,
     Training,
+    WeightSchedule,
 )
 
 __all__ = [
@@ -130,6 +132,7 @@ __all__ = [
     "Optimizer",
     "Overlap",
     "Pairs",
+    "RampUp",
     "Recipe",
     "RegisteredModel",
     "Replicas",
@@ -148,6 +151,7 @@ __all__ = [
     "TrainedFirst",
     "Training",
     "Transport",
+    "WeightSchedule",
     "Weights",
     "misfit",
     "replica_name",

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from codistill.spec.base import Spec
 from codistill.spec.cohorts import Afd, BeYourOwnTeacher, DeepMutualLearning
 from codistill.spec.offline import KnowledgeDistillation
+from codistill.spec.training import Constant, WeightSchedule
 
 DEFAULT_BURN_IN_FRACTION = 0.4
 """Share of training before teachers are heard: about 0.41 in Anil et al.'s ImageNet run, 0.4 in later public code."""
@@ -36,6 +37,10 @@ class Codistillation(Spec):
     """Softens teacher and student alike; the term is scaled by its square."""
     divergence: Divergence = "cross_entropy"
     """What the term measures between the peers' mean prediction and the student's."""
+    weight_schedule: WeightSchedule = Constant()
+    """Of the weight, from the burn-in on: its step 0 is the first in which teachers are heard."""
+    harm_guard: bool = False
+    """Whether a teacher that knows the labels of a batch worse than the student counts less there."""
     burn_in_steps: int | None = Field(default=None, ge=0)
     """Steps before teachers are heard; left out, 40 % of `training.steps`."""
 

@@ -71,7 +71,15 @@ class Milestones(Spec):
     factor: float = Field(default=0.1, gt=0, le=1)
 
 
+class RampUp(Spec):
+    """From e^-5 up to 1 after `ramp_steps`, along a Gaussian: usual for the weight of a teacher."""
+
+    kind: Literal["ramp_up"] = "ramp_up"
+    ramp_steps: int = Field(ge=0, le=100_000_000)
+
+
 Schedule = Annotated[Constant | Cosine | Linear | Milestones, Field(discriminator="kind")]
+WeightSchedule = Annotated[Constant | Cosine | Linear | Milestones | RampUp, Field(discriminator="kind")]
 
 
 class Loader(Spec):

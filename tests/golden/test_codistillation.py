@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +199,42 @@ def test_strength_of_the_teachers_is_what_their_mean_takes_off_the_label(
         steps, logged = records.values(records.read(run, replica_name(index), "metrics"), "distill/teacher_off_label")
         assert steps == list(range(4, 13)), "once anybody is heard"
         assert logged == pytest.approx(asked[index::3], abs=1e-6)
+
+
+def logged(run: RunDir, name: str, replica: int = 0) -> dict[int, float]:
+    """By the step it is of: logged after it, hence one later."""
+    steps, values = records.values(records.read(run, replica_name(replica), "metrics"), name)
+    return {step - 1: value for step, value in zip(steps, values, strict=True)}
+
+
+def test_the_weight_follows_its_schedule_from_the_burn_in_on(tmp_path: Path) -> None:
+    """Values of the ramp are those of the public code that has it, at a quarter, a half and three quarters."""
+    ramp = {"weight": 2.0, "weight_schedule": {"kind": "ramp_up", "ramp_steps": 4}}
+    run = new_run(tmp_path, small_spec(method=ramp))
+    run_in_turns(run)
+    expected = [0.0067379, 0.0600547, 0.2865048, 0.7316156, 1.0, 1.0, 1.0, 1.0, 1.0]
+    found = logged(run, "distill/weight")
+    assert list(found) == list(range(3, 12))
+    assert list(found.values()) == pytest.approx([2 * value for value in expected], abs=1e-6)
+    constant = new_run(tmp_path, small_spec(method={"weight": 2.0}), "constant")
+    run_in_turns(constant)
+    differ = [step for step, loss in logged(run, "train/loss").items() if loss != logged(constant, "train/loss")[step]]
+    assert differ == list(range(3, 12)), "only the factor differs, from the first step with a teacher on"
+
+
+def test_a_guard_weakens_a_teacher_that_does_harm_and_no_other(tmp_path: Path) -> None:
+    """By e to the nats that it is worse; and a teacher's advantage is logged whether it is guarded or not."""
+    runs = {}
+    for name, guard in (("guarded", True), ("open", False)):
+        runs[name] = new_run(tmp_path, small_spec(method={"harm_guard": guard}), name)
+        run_in_turns(runs[name])
+    better = logged(runs["guarded"], "distill/teacher_advantage")
+    trust = logged(runs["guarded"], "distill/trust")
+    for step, nats in better.items():  # one teacher, so the mean of the trust is its own
+        assert trust[step] == pytest.approx(min(1.0, math.exp(nats)), abs=1e-6)
+    assert min(trust.values()) < 1.0
+    assert list(logged(runs["open"], "distill/teacher_advantage")) == list(better), "a metric always"
+    assert not logged(runs["open"], "distill/trust")
+    first_harm = min(step for step, value in trust.items() if value < 1.0)
+    without, guarded = (logged(runs[name], "train/loss") for name in ("open", "guarded"))
+    assert min(step for step, loss in without.items() if loss != guarded[step]) == first_harm

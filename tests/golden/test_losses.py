@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from codistill import combine, losses
-from codistill.divergence import pull
+from codistill.divergence import advantage, guarded, pull
 from codistill.spec import Divergence
 
 S = torch.tensor([[1.0, 0.0, -1.0]])
@@ -102,14 +102,53 @@ def test_cross_entropy_and_kl_pull_alike_at_any_temperature() -> None:
 
 
 def test_no_divergence_reaches_the_teachers() -> None:
-    divergences: tuple[Divergence, ...] = ("cross_entropy", "kl", "reverse_kl", "logit_regression")
-    for divergence in divergences:
+    for divergence in DIVERGENCES:
         teacher, student = T.clone().requires_grad_(), S.clone().requires_grad_()
         pulled = pull(divergence, [teacher], student)
         pulled.loss.backward()
         assert teacher.grad is None
         assert not pulled.target.requires_grad
         assert_close(pulled.target, at(T))
+
+
+DIVERGENCES: tuple[Divergence, ...] = ("cross_entropy", "kl", "reverse_kl", "logit_regression")
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_teachers_who_are_not_there_for_a_sample_leave_it_to_the_others_or_alone(divergence: Divergence) -> None:
+    """Three samples: both speak, one does, none does. Each as if it were alone, in the mean over all three."""
+    first, second, student = (torch.randn(3, 5, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    present = torch.tensor([[True, True, False], [True, False, False]])
+    pulled = pull(divergence, [first, second], student, present=present)
+    both = pull(divergence, [first[:1], second[:1]], student[:1]).loss
+    one = pull(divergence, [first[1:2]], student[1:2]).loss
+    assert_close(pulled.loss, (both + one) / 3)
+    assert bool(pulled.target.isfinite().all())
+    everyone = torch.ones(2, 3, dtype=torch.bool)
+    with_all = pull(divergence, [first, second], student, present=everyone)
+    assert_close(with_all.loss, pull(divergence, [first, second], student).loss)
+
+
+def test_presence_is_that_of_a_sample_with_all_its_places() -> None:
+    teacher, student = torch.randn(2, 2, 3, 5, generator=torch.Generator().manual_seed(0))
+    pulled = pull("kl", [teacher], student, present=torch.tensor([[False, True]]))
+    assert_close(pulled.loss, pull("kl", [teacher[1:]], student[1:]).loss / 2)
+
+
+def test_a_teacher_who_is_trusted_less_pulls_less_and_the_others_no_more() -> None:
+    first, second, student = (torch.randn(4, 5, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    trust = torch.tensor([1.0, 0.25])
+    pulled = pull("cross_entropy", [first, second], student, trust=trust)
+    apart = [pull("cross_entropy", [teacher], student).loss for teacher in (first, second)]
+    assert_close(pulled.loss, (apart[0] + 0.25 * apart[1]) / 2)
+
+
+def test_advantage_is_in_nats_by_the_label_and_trust_falls_with_it() -> None:
+    label = torch.tensor([0])
+    better = advantage([T, S], S, label)
+    assert_close(better, torch.tensor([0.4076060 - 0.2413113, 0.0]), atol=1e-6, rtol=0)
+    assert_close(guarded(better), torch.ones(2))
+    assert_close(guarded(advantage([S], T, label)), torch.tensor([0.2413113 - 0.4076060]).exp(), atol=1e-6, rtol=0)
 
 
 def test_cross_entropy_with_labels() -> None:

@@ -19,7 +19,7 @@ from codistill.data.loader import BY_VALUE_BYTES, TrainingBatches, read_ahead, t
 from codistill.data.split import TensorSplit, draw_ids, in_order
 from codistill.phase import Replica
 from codistill.randomness import Name, hashes, stream_seed, uniforms
-from codistill.spec import Loader, SameSet
+from codistill.spec import Disjoint, Loader, SameSet
 
 IDS = torch.arange(100, 150)
 
@@ -154,3 +154,16 @@ def test_loader_workers_die_with_the_process_that_trains() -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < give_up, "orphans"
         time.sleep(0.05)
+
+
+def test_a_phase_of_another_name_shows_the_same_samples_in_another_order_and_augmented_otherwise() -> None:
+    def noise(view: Tensor, ids: Tensor, stream: tuple[Name, ...]) -> Tensor:
+        return view + uniforms(ids, 1, *stream)
+
+    split = TensorSplit(torch.arange(12), torch.zeros(12, dtype=torch.int64), {"x": torch.zeros(12, 1)}, noise)
+    phases = [training_batches(split, Disjoint(), Replica(0, 2, 5), 6, *names)(0) for names in ((), ("teacher",))]
+    first, second = (batch.ids for batch in phases)
+    assert set(first.tolist()) == set(second.tolist())
+    assert first.tolist() != second.tolist()
+    shown = [dict(zip(batch.ids.tolist(), batch.views["x"].flatten().tolist(), strict=True)) for batch in phases]
+    assert all(shown[0][sample] != shown[1][sample] for sample in shown[0])
