@@ -23,9 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from codistill.batch import as_outputs
 from codistill.exchange.clock import PublishRule
-from codistill.exchange.mailbox import Counters
 from codistill.exchange.opening import Member, open_mailbox
 from codistill.exchange.snapshot import SnapshotId
+from codistill.exchange.terms import Counters
 from codistill.exchange.transport import Connect, connect_files
 from codistill.peers import PeerTeachers, Pull
 from codistill.ranks import Ranks

@@ -17,8 +17,9 @@ from torch import nn
 
 from codistill.exchange.clock import PublishRule, snapshots_to_keep
 from codistill.exchange.gate import Gate, Verdict
-from codistill.exchange.mailbox import Counters, Mailbox, MailboxSettings, PeerTimeout, SnapshotRefused
+from codistill.exchange.mailbox import Mailbox
 from codistill.exchange.snapshot import SnapshotId, digest_of, header_of, norm_of, schema_of
+from codistill.exchange.terms import Counters, MailboxSettings, PeerTimeout, SnapshotRefused
 from codistill.exchange.transport import Hub, MemoryTransport, SnapshotUnavailable
 from codistill.exchange.turns import Turn
 from codistill.records import LEDGER, Recorder, _read_directory  # pyright: ignore[reportPrivateUsage]
@@ -190,7 +191,7 @@ def test_a_teacher_stays_until_the_next_one_is_there(tmp_path: Path) -> None:
     assert heard(1) == [(1, 0, False)], "it is 2's turn, who has not been heard"
     two.publish(1, module)
     assert heard(1) == [(2, 1, True)]
-    assert reader._shelves[1].held == []  # pyright: ignore[reportPrivateUsage]
+    assert reader._inbox.shelves[1].held == []  # pyright: ignore[reportPrivateUsage]
     assert heard(2) == [(1, 0, True)], "fetched again, since it had been let go"
     assert reader.counters.bytes_received == 3 * sum(p.nbytes for p in module.parameters())
 
@@ -202,9 +203,9 @@ def test_what_arrives_after_its_turn_is_let_go(tmp_path: Path) -> None:
     mailbox(hub, tmp_path, 1, module).publish(0, module)
     mailbox(hub, tmp_path, 2, module).publish(1, module)
     assert [held.header.id.replica for held in reader.read(1)] == [2]
-    late = reader._shelves[1]  # pyright: ignore[reportPrivateUsage]
-    (header,) = reader._reports[1].announced  # pyright: ignore[reportPrivateUsage]
-    reader._take(1, late, header)  # pyright: ignore[reportPrivateUsage]
+    late = reader._inbox.shelves[1]  # pyright: ignore[reportPrivateUsage]
+    (header,) = reader._inbox.reports[1].announced  # pyright: ignore[reportPrivateUsage]
+    reader._inbox._take(1, late, header)  # pyright: ignore[reportPrivateUsage]
     assert late.held == []
 
 
