@@ -52,7 +52,7 @@ class Mailbox:
     ) -> None:
         self._transport, self._settings, self._ledger = transport, settings, ledger
         self._ranks, self._should_stop = ranks, should_stop
-        schema = schema_of(published(module))
+        schema = schema_of(published(module, settings.precision))
         in_lockstep = settings.mode == "lockstep"
         self._outbox = Outbox(transport, Gate(schema), settings.me, counters, must_show=in_lockstep)
         self._inbox = Inbox(
@@ -147,7 +147,7 @@ class Mailbox:
         self._ranks.average_buffers([module])
         self._shown = step
         if self._ranks.leads:
-            self._outbox.stage(step, published(module))
+            self._outbox.stage(step, published(module, self._settings.precision))
 
     def _agree(self, stopped: bool) -> dict[int, Agreed]:
         """Of each peer: the snapshot that teaches now, and the peer's step as far as any rank has heard of it."""

@@ -65,6 +65,7 @@ def open_mailbox(
         rule=rule,
         mode=exchange.mode,
         threaded=not lockstep and not isinstance(transport, MemoryTransport),
+        precision=exchange.precision,
         max_lag_steps=exchange.max_lag_steps,
         timeout_s=timeout_s,
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from dataclasses import replace
 
+import numpy as np
+
 from codistill.exchange.gate import Gate, Verdict
-from codistill.exchange.snapshot import Arrays, SnapshotId, header_of
+from codistill.exchange.snapshot import Arrays, SnapshotId, header_of, norm_of
 from codistill.exchange.terms import Counters, SnapshotRefused
 from codistill.exchange.transport import Staged, Transport
 
@@ -51,9 +54,18 @@ class Outbox:
             self._counters.bytes_sent += header.num_bytes
             return
         self._counters.rejected += 1
-        log.warning("version %d of this replica is not published: %s", snapshot.version, verdict)
+        why = f"{verdict}{_culprit(staged.arrays) if verdict is Verdict.NON_FINITE else ''}"
+        log.warning("version %d of this replica is not published: %s", snapshot.version, why)
         if self._must_show:
             raise SnapshotRefused(
-                f"version {snapshot.version} of this replica may not be published ({verdict}), and in lockstep its"
+                f"version {snapshot.version} of this replica may not be published ({why}), and in lockstep its"
                 " peers wait for it; its weights have probably diverged: lower the learning rate or the weight"
             )
+
+
+def _culprit(arrays: Arrays) -> str:
+    """Which array is not finite, and what to do where the precision may be why."""
+    name = next(name for name, array in arrays.items() if not math.isfinite(norm_of({name: array})))
+    if arrays[name].dtype == np.float16 and np.isinf(arrays[name]).any():
+        return f": '{name}' has entries beyond 65504, which fp16 does not hold; set exchange.precision to 'bf16'"
+    return f": '{name}'"

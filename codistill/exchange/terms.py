@@ -8,6 +8,7 @@ from typing import Literal
 
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.snapshot import SnapshotId
+from codistill.spec import TravelPrecision
 
 
 class StopRequested(Exception):
@@ -50,6 +51,7 @@ class MailboxSettings:
     rule: PublishRule
     mode: Literal["async", "lockstep"]
     threaded: bool
+    precision: TravelPrecision = "fp32"
     max_lag_steps: int | None = None
     timeout_s: float = 120.0
     teachers_at: Callable[[int], tuple[int, ...]] | None = None

@@ -31,6 +31,7 @@ from codistill.spec.exchange import (
     Rotating,
     Topology,
     Transport,
+    TravelPrecision,
     Weights,
     misfit,
 )
@@ -148,6 +149,7 @@ __all__ = [
     "TrainedFirst",
     "Training",
     "Transport",
+    "TravelPrecision",
     "Weights",
     "misfit",
     "replica_name",
