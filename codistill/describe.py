@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from codistill.batch import as_outputs
+from codistill.exchange.weights import bytes_published
 from codistill.recipes import RecipeUnavailable, open_recipe
 from codistill.recipes.base import Recipe
 from codistill.spec import AdamW, JobSpec
@@ -36,7 +37,8 @@ class Memory:
     optimizer: int
     average: int
     teachers: int
-    """On the CPU they are mapped from the exchange and shared by all readers of a node; on a GPU they are copies."""
+    """On the CPU they are mapped from the exchange and shared by all readers of a node; on a GPU, or where they travel
+    in another precision, they are copies."""
     activations: int
     """Kept for the backward pass of one micro-batch."""
 
@@ -58,6 +60,7 @@ def describe(spec: JobSpec) -> dict[str, Any]:
     weights, buffers = _bytes(model.parameters()), _bytes(model.buffers())
     everyone = range(spec.replicas.count) if spec.exchanges else ()
     teachers = max((len(teachers_of(spec.exchange.topology, r, spec.replicas.count)) for r in everyone), default=0)
+    snapshot = bytes_published(model, spec.exchange.precision)
     flops = forward_flops(model, recipe.example(1))
     memory = Memory(
         weights=weights + buffers,
@@ -75,8 +78,8 @@ def describe(spec: JobSpec) -> dict[str, Any]:
         "units_per_sample": recipe.units_per_sample,
         "taps": taps,
         "teachers_per_replica": teachers,
-        "bytes_per_snapshot": weights + _bytes(_kept_buffers(model)),
-        "bytes_received_per_exchange": teachers * (weights + _bytes(_kept_buffers(model))),
+        "bytes_per_snapshot": snapshot,
+        "bytes_received_per_exchange": teachers * snapshot,
         "forward_flops_per_sample": flops,
         "training_flops_per_step": TRAINING_FACTOR * flops * spec.training.batch_size
         + teachers * flops * spec.training.batch_size,
@@ -110,11 +113,6 @@ def _storage(tensor: Tensor) -> int:
 
 def _bytes(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _kept_buffers(model: nn.Module) -> list[Tensor]:
-    kept = model.state_dict(keep_vars=True).keys()
-    return [buffer for name, buffer in model.named_buffers() if name in kept]
 
 
 def main(arguments: list[str] | None = None) -> int:

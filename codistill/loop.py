@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from codistill.batch import Batch, Outputs
 from codistill.companion import Teacher
-from codistill.exchange.mailbox import StopRequested
+from codistill.exchange.terms import StopRequested
 from codistill.numerics import Numerics, gradients_stay_here, wrap
 from codistill.phase import Phase, Step
 from codistill.randomness import Name, seed_everything

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codistill.exchange.mailbox import Counters
+from codistill.exchange.terms import Counters
 from codistill.loop import finite
 from codistill.phase import Learner, Survey
 from codistill.ranks import Ranks

@@ -23,15 +23,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from codistill.batch import as_outputs
 from codistill.exchange.clock import PublishRule
-from codistill.exchange.mailbox import Counters
 from codistill.exchange.opening import Member, open_mailbox
 from codistill.exchange.snapshot import SnapshotId
+from codistill.exchange.terms import Counters
 from codistill.exchange.transport import Connect, connect_files
 from codistill.peers import PeerTeachers, Pull
 from codistill.ranks import Ranks
 from codistill.records import LEDGER, Recorder
 from codistill.run_dir import RunDir, read_json, write_json
-from codistill.spec import AutoTopology, Divergence, Exchange, Topology, misfit, replica_name
+from codistill.spec import AutoTopology, Divergence, Exchange, Topology, TravelPrecision, misfit, replica_name
 
 FENCE = 1
 EVERYONE = AutoTopology()
@@ -62,6 +62,7 @@ def join(
     divergence: Divergence = "cross_entropy",
     topology: Topology = EVERYONE,
     mode: Literal["async", "lockstep"] = "async",
+    precision: TravelPrecision = "fp32",
     max_lag_steps: int | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     build: Callable[[], nn.Module] | None = None,
@@ -76,6 +77,7 @@ def join(
     `model` is what is trained (a `DistributedDataParallel` around it is seen through); all replicas have the same
     architecture. `run` is a directory that all share, one for each run, named like an id (lower-case letters, digits,
     hyphens). Before step `burn_in_steps` nobody is heard; then the weights are published every `interval_steps`.
+    `precision` is that in which parameters travel ("fp32": as they are).
     `step` says how many steps are done already, when training goes on from a checkpoint.
 
     Teachers are shown each batch by `forward(module, batch)`, which answers logits, or taps with `logits` among them;
@@ -120,7 +122,7 @@ def join(
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     mailbox = open_mailbox(
         member,
-        Exchange(topology=topology, mode=mode, max_lag_steps=max_lag_steps),
+        Exchange(topology=topology, mode=mode, precision=precision, max_lag_steps=max_lag_steps),
         bare,
         PublishRule(burn_in_steps, interval_steps),
         checkpoint_interval_steps=CHECKPOINT_INTERVAL_STEPS,

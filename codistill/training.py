@@ -19,9 +19,10 @@ from codistill.data.split import SplitName, in_order
 from codistill.environment import write_environment
 from codistill.evaluate import write_predictions
 from codistill.exchange.clock import PublishRule
-from codistill.exchange.mailbox import Counters, Mailbox, StopRequested
+from codistill.exchange.mailbox import Mailbox
 from codistill.exchange.opening import Member, open_mailbox
 from codistill.exchange.snapshot import SnapshotId
+from codistill.exchange.terms import Counters, StopRequested
 from codistill.exchange.transport import Connect
 from codistill.export import write_export
 from codistill.loop import Surroundings, train_phase

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from codistill.exchange.clock import PublishRule, snapshots_to_keep
-from codistill.exchange.mailbox import Counters, Mailbox, MailboxSettings
+from codistill.exchange.mailbox import Mailbox
 from codistill.exchange.snapshot import SnapshotId
+from codistill.exchange.terms import Counters, MailboxSettings
 from codistill.exchange.transport import Connect, MemoryTransport, SnapshotScope
 from codistill.ranks import Ranks
 from codistill.records import Recorder
@@ -64,6 +65,7 @@ def open_mailbox(
         rule=rule,
         mode=exchange.mode,
         threaded=not lockstep and not isinstance(transport, MemoryTransport),
+        precision=exchange.precision,
         max_lag_steps=exchange.max_lag_steps,
         timeout_s=timeout_s,
     )

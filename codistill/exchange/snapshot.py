@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +13,10 @@ import xxhash
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
+BF16 = ":bf16"
+"""Ends the name of an array of uint16 whose bits are those of bfloat16, which numpy does not have."""
+_AT_ONCE = 1 << 18
+"""Entries of half precision that are widened at once, so that measuring them takes little memory."""
 
 
 @dataclass(frozen=True, order=True)
@@ -74,9 +79,26 @@ def digest_of(arrays: Arrays) -> str:
 
 def norm_of(arrays: Arrays) -> float:
     """Euclidean norm of all floating-point entries; NaN or infinite when any of them is."""
+    return math.sqrt(sum(_sum_of_squares(name, array.reshape(-1)) for name, array in arrays.items()))
+
+
+def _sum_of_squares(name: str, flat: Array) -> float:
+    halves = name.endswith(BF16) or flat.dtype == np.float16
+    if not halves and flat.dtype.kind != "f":
+        return 0.0
+    total = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
-        squares = [float(np.dot(flat, flat)) for a in arrays.values() if (flat := a.reshape(-1)).dtype.kind == "f"]
-    return float(np.sqrt(np.sum(squares)))
+        for begin in range(0, flat.size, _AT_ONCE if halves else max(flat.size, 1)):
+            piece = flat if not halves else _widened(name, flat[begin : begin + _AT_ONCE])
+            total += float(np.dot(piece, piece))
+    return total
+
+
+def _widened(name: str, halves: Array) -> Array:
+    """As float32, exactly."""
+    if name.endswith(BF16):
+        return (halves.astype(np.uint32) << 16).view(np.float32)
+    return halves.astype(np.float32)
 
 
 def header_of(snapshot: SnapshotId, arrays: Arrays, created_at: float) -> Header:

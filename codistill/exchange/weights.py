@@ -8,15 +8,49 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from codistill.exchange.snapshot import Array, Arrays
+from codistill.exchange.snapshot import BF16, Array, Arrays
+from codistill.spec import TravelPrecision
+
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def published(module: nn.Module) -> dict[str, Array]:
+def published(module: nn.Module, precision: TravelPrecision = "fp32") -> dict[str, Array]:
     """The module's parameters and persistent buffers by name, as views where they are in this machine's memory.
 
-    Tied parameters appear once, under their first name. Device memory is copied to the host.
+    Tied parameters appear once, under their first name. Device memory is copied to the host. Floating-point parameters
+    are cast to `precision`, but for "fp32", which leaves everything as it is; what is too large for fp16 becomes
+    infinite. An array in bf16 is one of uint16 under a name of its own (`BF16`).
     """
-    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in _shared_tensors(module)}
+    return dict(_as_array(name, _cast(tensor, precision)) for name, tensor in _shared_tensors(module))
+
+
+def bytes_published(module: nn.Module, precision: TravelPrecision = "fp32") -> int:
+    """Bytes of what `published` gives, without copying anything; works for modules on the meta device too."""
+    return sum(
+        tensor.numel() * (HALVES[precision].itemsize if _is_cast(tensor, precision) else tensor.element_size())
+        for _, tensor in _shared_tensors(module)
+    )
+
+
+def _is_cast(tensor: Tensor, precision: TravelPrecision) -> bool:
+    return precision in HALVES and isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+
+
+def _cast(tensor: Tensor, precision: TravelPrecision) -> Tensor:
+    return tensor.detach().to(HALVES[precision]) if _is_cast(tensor, precision) else tensor.detach()
+
+
+def _as_array(name: str, tensor: Tensor) -> tuple[str, Array]:
+    here = tensor.cpu().contiguous()
+    if here.dtype == torch.bfloat16:
+        return name + BF16, here.view(torch.uint16).numpy()
+    return name, here.numpy()
+
+
+def _as_tensor(name: str, arrays: Arrays) -> Tensor:
+    if name + BF16 in arrays:
+        return torch.from_numpy(arrays[name + BF16]).view(torch.bfloat16)
+    return torch.from_numpy(arrays[name])
 
 
 def hold(module: nn.Module, arrays: Arrays) -> None:
@@ -24,13 +58,14 @@ def hold(module: nn.Module, arrays: Arrays) -> None:
 
     On the CPU its parameters become views of the arrays (so nobody may write to them: keep gradients off and the
     module in evaluation); buffers are always copied, since a normalisation layer in training mode would write to them.
-    On another device everything is copied in place. A parameter stays the object it was, so tied ones stay tied.
+    On another device, or where a parameter's type is not the array's, it is copied in place: a module is only ever
+    given arrays of the same types. A parameter stays the object it was, so tied ones stay tied.
     """
     with torch.no_grad(), warnings.catch_warnings():
         # torch has no read-only tensors and says so; this function keeps the promise in its stead.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         for name, tensor in _shared_tensors(module):
-            source = torch.from_numpy(arrays[name])
+            source = _as_tensor(name, arrays)
             mappable = isinstance(tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.dtype == source.dtype
             if mappable:
                 tensor.data = source

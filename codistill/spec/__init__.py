@@ -31,6 +31,7 @@ from codistill.spec.exchange import (
     Rotating,
     Topology,
     Transport,
+    TravelPrecision,
     Weights,
     misfit,
 )
@@ -151,6 +152,7 @@ __all__ = [
     "TrainedFirst",
     "Training",
     "Transport",
+    "TravelPrecision",
     "WeightSchedule",
     "Weights",
     "misfit",

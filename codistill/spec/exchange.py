@@ -105,12 +105,18 @@ class Weights(Spec):
     kind: Literal["weights"] = "weights"
 
 
+TravelPrecision = Literal["fp32", "bf16", "fp16"]
+
+
 class Exchange(Spec):
     """What travels between replicas, how, and when."""
 
     currency: Weights = Weights()
     topology: Topology = AutoTopology()
     transport: Transport = AutoTransport()
+    precision: TravelPrecision = "fp32"
+    """In what parameters travel: `bf16` and `fp16` halve the bytes, and round the teachers; `fp32` leaves them as they
+    are, in whatever type they are trained. Buffers always travel as they are."""
     mode: Literal["async", "lockstep"] = "async"
     """`async` never waits and learns from the newest there is; `lockstep` waits for the exact version."""
     interval_steps: int = Field(default=50, ge=1, le=1_000_000)

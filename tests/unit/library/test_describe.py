@@ -19,14 +19,17 @@ from codistill.recipes.own import OwnRecipe
 from tests.support import SMALL, new_run, run_in_turns, small_spec
 
 
-def test_bytes_are_those_that_travel(tmp_path: Path) -> None:
-    spec = small_spec(replicas={"count": 3})
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_bytes_are_those_that_travel(precision: str, tmp_path: Path) -> None:
+    spec = small_spec(replicas={"count": 3}, exchange={"precision": precision})
     facts = describe(spec)
     results = run_in_turns(new_run(tmp_path, spec))
     sent = results[0]["bytes_sent"]
     assert facts["bytes_per_snapshot"] * 5 == sent  # versions 3, 4, 6, 8, 10
     assert facts["bytes_received_per_exchange"] * 5 == results[0]["bytes_received"] == 2 * sent
     assert facts["teachers_per_replica"] == 2
+    buffers = 2 * 4 * (4 + 8) + 2 * 8  # mean and variance of 4 and of 8 channels, and two counters
+    assert facts["bytes_per_snapshot"] == facts["parameters"] * {"fp32": 4, "fp16": 2}[precision] + buffers
     assert (facts["classes"], facts["taps"]) == (10, {"features": [32], "logits": [10]})
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from codistill.batch import Batch
 from codistill.describe import describe
-from codistill.exchange.mailbox import StopRequested
+from codistill.exchange.terms import StopRequested
 from codistill.loop import Surroundings, TrainingDiverged, finite, train_phase
 from codistill.numerics import Numerics
 from codistill.peers import PeerTeachers

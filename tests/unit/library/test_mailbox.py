@@ -17,11 +17,14 @@ from torch import nn
 
 from codistill.exchange.clock import PublishRule, snapshots_to_keep
 from codistill.exchange.gate import Gate, Verdict
-from codistill.exchange.mailbox import Counters, Mailbox, MailboxSettings, PeerTimeout, SnapshotRefused
-from codistill.exchange.snapshot import SnapshotId, digest_of, header_of, norm_of, schema_of
+from codistill.exchange.mailbox import Mailbox
+from codistill.exchange.snapshot import BF16, SnapshotId, digest_of, header_of, norm_of, schema_of
+from codistill.exchange.terms import Counters, MailboxSettings, PeerTimeout, SnapshotRefused
 from codistill.exchange.transport import Hub, MemoryTransport, SnapshotUnavailable
 from codistill.exchange.turns import Turn
+from codistill.exchange.weights import published
 from codistill.records import LEDGER, Recorder, _read_directory  # pyright: ignore[reportPrivateUsage]
+from codistill.spec import TravelPrecision
 
 RULE = PublishRule(burn_in_steps=0, interval_steps=1)
 
@@ -34,6 +37,7 @@ def mailbox(
     *,
     incarnation: int = 0,
     mode: str = "async",
+    precision: TravelPrecision = "fp32",
     max_lag_steps: int | None = None,
     threaded: bool = False,
     teachers: tuple[int, ...] | None = None,
@@ -46,6 +50,7 @@ def mailbox(
         rule=RULE,
         mode=mode,  # pyright: ignore[reportArgumentType]
         threaded=threaded,
+        precision=precision,
         max_lag_steps=max_lag_steps,
         timeout_s=0.05,
     )
@@ -148,6 +153,46 @@ def test_digest_norm_and_schema_are_of_the_content() -> None:
     assert schema_of(one) != schema_of({"a": one["a"].astype(np.float64), "b": one["b"]})
 
 
+def test_norm_of_half_precision_is_exact_and_sees_what_is_not_finite() -> None:
+    values = np.array([3e4, 4e4, 0.5], np.float32)  # beyond fp16 when summed up
+    assert norm_of({"w": values.astype(np.float16)}) == pytest.approx(5e4, rel=1e-3)
+    bits = torch.tensor([3.0, -4.0]).bfloat16().view(torch.uint16).numpy()
+    assert norm_of({f"w{BF16}": bits}) == 5.0
+    assert norm_of({"w": bits}) == 0.0, "whole numbers by their name"
+    for bad in ("nan", "inf"):
+        bits = torch.tensor([1.0, float(bad)]).bfloat16().view(torch.uint16).numpy()
+        many = np.concatenate([np.zeros(1 << 18, np.uint16), bits])
+        assert not np.isfinite(norm_of({f"w{BF16}": many}))
+
+
+def test_what_fp16_cannot_hold_is_refused_by_its_publisher_who_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub = Hub()
+    box = mailbox(hub, tmp_path, 0, nn.Linear(2, 2), precision="fp16")
+    box.publish(0, set_to(nn.Linear(2, 2), 7e4))
+    assert (box.counters.rejected, hub.snapshots) == (1, {})
+    assert "non_finite: 'weight' has entries beyond 65504, which fp16 does not hold; set exchange." in caplog.text
+    box.publish(1, set_to(nn.Linear(2, 2), 6e4))
+    assert box.counters.bytes_sent == 2 * 6
+
+
+def test_a_nan_in_bf16_is_refused_at_both_doors(tmp_path: Path) -> None:
+    hub, module = Hub(), nn.Linear(2, 2)
+    reader = mailbox(hub, tmp_path, 0, module, precision="bf16")
+    publisher = mailbox(hub, tmp_path, 1, module, precision="bf16")
+    bad = published(set_to(nn.Linear(2, 2), float("nan")), "bf16")
+    transport = MemoryTransport(hub, 1, keep=2)
+    transport.announce(transport.stage(bad), header_of(SnapshotId(1, 1, 0, 0), bad, 0.0))
+    assert reader.read(0) == []
+    assert rows(reader, tmp_path, 0)[-1]["verdict"] == "non_finite"
+    publisher.publish(1, set_to(nn.Linear(2, 2), float("nan")))
+    assert publisher.counters.rejected == 1
+    publisher.publish(2, set_to(nn.Linear(2, 2), 1.0))
+    (held,) = reader.read(2)
+    assert held.header.num_bytes == 12
+
+
 def test_a_peer_gone_too_stale_is_not_heard_and_comes_back(tmp_path: Path) -> None:
     hub, module = Hub(), nn.Linear(2, 2)
     reader, publisher = mailbox(hub, tmp_path, 0, module, max_lag_steps=1), mailbox(hub, tmp_path, 1, module)
@@ -190,7 +235,7 @@ def test_a_teacher_stays_until_the_next_one_is_there(tmp_path: Path) -> None:
     assert heard(1) == [(1, 0, False)], "it is 2's turn, who has not been heard"
     two.publish(1, module)
     assert heard(1) == [(2, 1, True)]
-    assert reader._shelves[1].held == []  # pyright: ignore[reportPrivateUsage]
+    assert reader._inbox.shelves[1].held == []  # pyright: ignore[reportPrivateUsage]
     assert heard(2) == [(1, 0, True)], "fetched again, since it had been let go"
     assert reader.counters.bytes_received == 3 * sum(p.nbytes for p in module.parameters())
 
@@ -202,9 +247,9 @@ def test_what_arrives_after_its_turn_is_let_go(tmp_path: Path) -> None:
     mailbox(hub, tmp_path, 1, module).publish(0, module)
     mailbox(hub, tmp_path, 2, module).publish(1, module)
     assert [held.header.id.replica for held in reader.read(1)] == [2]
-    late = reader._shelves[1]  # pyright: ignore[reportPrivateUsage]
-    (header,) = reader._reports[1].announced  # pyright: ignore[reportPrivateUsage]
-    reader._take(1, late, header)  # pyright: ignore[reportPrivateUsage]
+    late = reader._inbox.shelves[1]  # pyright: ignore[reportPrivateUsage]
+    (header,) = reader._inbox.reports[1].announced  # pyright: ignore[reportPrivateUsage]
+    reader._inbox._take(1, late, header)  # pyright: ignore[reportPrivateUsage]
     assert late.held == []
 
 
@@ -245,7 +290,9 @@ def test_how_many_snapshots_are_kept() -> None:
 
 def test_in_lockstep_a_refused_snapshot_is_an_error_since_peers_wait_for_it(tmp_path: Path) -> None:
     box = mailbox(Hub(), tmp_path, 0, nn.Linear(2, 2), mode="lockstep")
-    with pytest.raises(SnapshotRefused, match=r"version 0 of this replica may not be published \(non_finite\)"):
+    with pytest.raises(
+        SnapshotRefused, match=r"version 0 of this replica may not be published \(non_finite: 'weight'\)"
+    ):
         box.publish(0, set_to(nn.Linear(2, 2), float("nan")))
 
 

@@ -30,6 +30,7 @@ def test_three_lines_are_what_the_product_does(tmp_path: Path) -> None:
     spec = small_spec(
         recipe={"batch_norm": False},
         training={"optimizer": {"kind": "sgd", "learning_rate": 0.05}, "schedule": {"kind": "constant"}},
+        exchange={"precision": "bf16"},
         method={"weight": 0.7, "temperature": 2.0, "divergence": "reverse_kl"},
     )
     run = new_run(tmp_path / "product", spec)
@@ -42,6 +43,7 @@ def test_three_lines_are_what_the_product_does(tmp_path: Path) -> None:
             torch.testing.assert_close(model.state_dict()[name], weights, rtol=0, atol=1e-6)
     ledger = _read_directory(tmp_path / "own" / "attempts/1/replicas/replica-0/ledger", LEDGER).to_pylist()
     assert [(row["step"], row["version"]) for row in ledger][:4] == [(3, 3), (4, 4), (5, 4), (6, 6)]
+    assert ledger[0]["bytes_received"] == 2 * sum(parameter.numel() for parameter in models[0].parameters())
 
 
 def model_of(spec: JobSpec, index: int) -> nn.Module:
@@ -56,7 +58,7 @@ def own_loop(spec: JobSpec, index: int, model: nn.Module, directory: Path) -> No
     forward = lambda module, batch: module(batch.views["x"])  # noqa: E731
     with codistill.join(
         model, directory, replica=index, replicas=2, burn_in_steps=3, interval_steps=2, mode="lockstep",
-        weight=0.7, temperature=2.0, divergence="reverse_kl", forward=forward,
+        weight=0.7, temperature=2.0, divergence="reverse_kl", precision="bf16", forward=forward,
     ) as peers:  # fmt: skip
         for step in range(spec.training.steps):
             batch: Batch = batches(step)

@@ -20,8 +20,9 @@ from torch import nn
 from codistill import records
 from codistill.exchange.agreement import Said, agree, agree_in_lockstep, held_by_all, pack, unpack
 from codistill.exchange.clock import PublishRule
-from codistill.exchange.mailbox import Counters, Mailbox, MailboxSettings
+from codistill.exchange.mailbox import Mailbox
 from codistill.exchange.snapshot import Arrays, Header, SnapshotId
+from codistill.exchange.terms import Counters, MailboxSettings
 from codistill.exchange.transport import FilesTransport
 from codistill.ranks import ALONE, join_group
 from codistill.records import LEDGER, Recorder

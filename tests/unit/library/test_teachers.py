@@ -22,11 +22,12 @@ from codistill.batch import as_outputs
 from codistill.exchange.mailbox import Mailbox
 from codistill.exchange.mapped_file import map_safetensors, write_safetensors
 from codistill.exchange.shelf import Held
-from codistill.exchange.snapshot import Array, Arrays, SnapshotId, header_of
-from codistill.exchange.weights import hold, published
+from codistill.exchange.snapshot import BF16, Array, Arrays, SnapshotId, header_of, norm_of, schema_of
+from codistill.exchange.weights import bytes_published, hold, published
 from codistill.peers import PeerTeachers
 from codistill.randomness import unseen
 from codistill.recipes.digits import SmallCnn
+from codistill.spec import TravelPrecision
 from tests.support import fingerprint
 
 
@@ -144,6 +145,40 @@ def linear(value: float) -> nn.Linear:
     model = nn.Linear(1, 2, bias=False)
     nn.init.constant_(model.weight, value)
     return model
+
+
+@pytest.mark.parametrize(("precision", "halves"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_parameters_travel_in_half_the_bytes_and_buffers_as_they_are(
+    precision: TravelPrecision, halves: torch.dtype, tmp_path: Path
+) -> None:
+    publisher = trained_cnn(1)
+    arrays = published(publisher, precision)
+    write_safetensors(tmp_path / "snapshot", arrays)
+    teacher = teacher_on(map_safetensors(tmp_path / "snapshot"))
+    parameters, buffers = list(publisher.parameters()), list(publisher.buffers())
+    for mine, its in zip(parameters, teacher.parameters(), strict=True):
+        assert its.dtype == torch.float32
+        assert_close(its, mine.to(halves).float(), atol=0, rtol=0)
+    for mine, its in zip(buffers, teacher.buffers(), strict=True):
+        assert_close(its, mine, atol=0, rtol=0)
+    expected = 2 * sum(p.numel() for p in parameters) + sum(b.numel() * b.element_size() for b in buffers)
+    assert sum(array.nbytes for array in arrays.values()) == expected == bytes_published(publisher, precision)
+    squares = sum(float(p.detach().to(halves).double().square().sum()) for p in parameters)
+    squares += sum(float(b.double().square().sum()) for b in buffers if b.is_floating_point())
+    assert norm_of(arrays) == pytest.approx(squares**0.5, rel=1e-6)
+    assert schema_of(arrays) != schema_of(published(publisher))
+
+
+def test_a_model_in_bf16_travels_as_it_is_and_is_mapped(tmp_path: Path, images: Tensor) -> None:
+    publisher = trained_cnn(1).to(torch.bfloat16).eval()
+    write_safetensors(tmp_path / "snapshot", published(publisher))
+    arrays = map_safetensors(tmp_path / "snapshot")
+    teacher = SmallCnn(width=4, classes=10, batch_norm=True).to(torch.bfloat16).eval().requires_grad_(False)
+    hold(teacher, arrays)
+    for name, parameter in teacher.named_parameters():
+        assert parameter.data_ptr() == arrays[name + BF16].ctypes.data, name
+    shown = images.to(torch.bfloat16)
+    assert torch.equal(teacher(shown)["logits"], publisher(shown)["logits"])
 
 
 def test_modules_of_peers_no_longer_heard_show_others() -> None:

@@ -1,0 +1,71 @@
+"""What a replica shows of itself: staged by the training thread, checked and announced by the helper."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from codistill.exchange.gate import Gate, Verdict
+from codistill.exchange.snapshot import Arrays, SnapshotId, header_of, norm_of
+from codistill.exchange.terms import Counters, SnapshotRefused
+from codistill.exchange.transport import Staged, Transport
+
+log = logging.getLogger(__name__)
+
+
+class Outbox:
+    """At most one snapshot waits in it: a newer one takes the place of one that was not announced in time.
+
+    With `must_show` (lockstep) one that the gate refuses is an error, since peers wait for it.
+    """
+
+    def __init__(
+        self, transport: Transport, gate: Gate, me: SnapshotId, counters: Counters, *, must_show: bool
+    ) -> None:
+        self._transport, self._gate, self._me, self._counters = transport, gate, me, counters
+        self._must_show = must_show
+        self._waiting: tuple[SnapshotId, Staged] | None = None
+        self._lock = threading.Lock()
+
+    def stage(self, version: int, arrays: Arrays) -> None:
+        """Copy `arrays`, which may change as soon as this returns."""
+        snapshot = replace(self._me, version=version)
+        staged = self._transport.stage(arrays)
+        with self._lock:
+            self._counters.skipped += self._waiting is not None
+            self._waiting = (snapshot, staged)
+
+    def announce(self) -> None:
+        """Show the peers what was staged, if the gate lets it pass. Raises `SnapshotRefused` where it must be shown."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return
+        snapshot, staged = waiting
+        header = header_of(snapshot, staged.arrays, time.time())
+        verdict = self._gate.judge(header, staged.arrays)
+        if verdict is Verdict.ACCEPTED:
+            self._transport.announce(staged, header)
+            self._counters.bytes_sent += header.num_bytes
+            return
+        self._counters.rejected += 1
+        why = f"{verdict}{_culprit(staged.arrays) if verdict is Verdict.NON_FINITE else ''}"
+        log.warning("version %d of this replica is not published: %s", snapshot.version, why)
+        if self._must_show:
+            raise SnapshotRefused(
+                f"version {snapshot.version} of this replica may not be published ({why}), and in lockstep its"
+                " peers wait for it; its weights have probably diverged: lower the learning rate or the weight"
+            )
+
+
+def _culprit(arrays: Arrays) -> str:
+    """Which array is not finite, and what to do where the precision may be why."""
+    name = next(name for name, array in arrays.items() if not math.isfinite(norm_of({name: array})))
+    if arrays[name].dtype == np.float16 and np.isinf(arrays[name]).any():
+        return f": '{name}' has entries beyond 65504, which fp16 does not hold; set exchange.precision to 'bf16'"
+    return f": '{name}'"

@@ -1,0 +1,62 @@
+"""What a mailbox is told, what it counts, and how it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from codistill.exchange.clock import PublishRule
+from codistill.exchange.snapshot import SnapshotId
+from codistill.spec import TravelPrecision
+
+
+class StopRequested(Exception):
+    """The replica was asked to stop while it waited for a peer."""
+
+
+class SnapshotRefused(RuntimeError):
+    """In lockstep, this replica's own snapshot does not pass the gate."""
+
+
+class PeerTimeout(RuntimeError):
+    """In lockstep, a peer's exact version did not come in time."""
+
+
+@dataclass
+class Counters:
+    """What the exchange did so far; missing is counted, never swallowed."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    rejected: int = 0
+    """Snapshots that did not pass the gate, own and peers'."""
+    unavailable: int = 0
+    """Fetches that came back empty: a dead owner, a dropped snapshot, a time-out."""
+    skipped: int = 0
+    """Own snapshots replaced by a newer one before they could be announced."""
+
+    def as_metrics(self) -> dict[str, float]:
+        return {f"exchange/{name}": float(value) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class MailboxSettings:
+    """How a mailbox behaves."""
+
+    me: SnapshotId
+    """This replica, fence and incarnation (the version is not looked at)."""
+    teachers: tuple[int, ...]
+    """All that it ever learns from."""
+    rule: PublishRule
+    mode: Literal["async", "lockstep"]
+    threaded: bool
+    precision: TravelPrecision = "fp32"
+    max_lag_steps: int | None = None
+    timeout_s: float = 120.0
+    teachers_at: Callable[[int], tuple[int, ...]] | None = None
+    """Of an exchange, by its number, those of `teachers` that it is with; all of them, always, when None."""
+
+    def teachers_in(self, step: int) -> tuple[int, ...]:
+        """Whom it learns from in step `step`."""
+        return self.teachers if self.teachers_at is None else self.teachers_at(self.rule.exchange(step))
