@@ -19,7 +19,7 @@ SHORT = {
     "training": {"steps": 4, "batch_size": 16, "log_interval_steps": 1, "schedule": {"kind": "constant"}},
     "exchange": {"mode": "lockstep", "interval_steps": 1},
 }
-EXAMPLES = sorted(Path(examples.__file__).parent.glob("*.toml"))
+EXAMPLES = sorted(Path(examples.__file__).parent.rglob("*.toml"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -31,6 +31,8 @@ def test_an_example_runs_to_its_export(tmp_path: Path, monkeypatch: pytest.Monke
     few = {"evaluation_size": 8} if "evaluation_size" in example["recipe"] else {}
     few |= {"train_size": 100 if example["recipe"]["kind"] == "digits" else None}
     short = {**SHORT, "recipe": few, **({"method": {"burn_in_steps": 2}} if teaches else {})}
+    if example["method"]["kind"] == "knowledge_distillation":
+        short |= {"method": {"teacher": {"steps": 4}}}
     spec = parse_spec(merge(example, short))
     places = example["recipe"].get("context", 1)
     run = new_run(tmp_path / "runs", spec)
