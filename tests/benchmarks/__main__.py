@@ -8,7 +8,7 @@ import sys
 
 from tests.benchmarks.report import machine
 
-ALL = ("training", "ray_train", "publish", "fetch_swap", "startup")
+ALL = ("training", "ray_train", "publish", "fetch_swap", "startup", "many_replicas")
 
 
 def main() -> int:
