@@ -61,6 +61,7 @@ class Mailbox:
         self._shown: int | None = None
         """The version published last."""
         self.counters = counters
+        counters.quarantined = 0  # whoever was in an earlier incarnation is judged anew
         self._closing = threading.Event()
         self._failure: BaseException | None = None
         self._helper: threading.Thread | None = None
@@ -191,4 +192,4 @@ class Mailbox:
         received = header.num_bytes if is_new else 0
         self.counters.bytes_received += received
         write_row(self._ledger, step, header, lag, received, Verdict.ACCEPTED)
-        return Held(header, arrays, lag, step - header.id.version, is_new)
+        return Held(header, arrays, lag, step - header.id.version, is_new, shelf.gate.quarantined)

@@ -35,6 +35,15 @@ class Counters:
     """Fetches that came back empty: a dead owner, a dropped snapshot, a time-out."""
     skipped: int = 0
     """Own snapshots replaced by a newer one before they could be announced."""
+    quarantined: int = 0
+    """Replicas in quarantine now, this one included."""
+    readmitted: int = 0
+    """Times that one came out of quarantine."""
+
+    def note_quarantine(self, before: bool, after: bool) -> None:
+        """Somebody was in quarantine or not, and now is or is not."""
+        self.quarantined += after - before
+        self.readmitted += before and not after
 
     def as_metrics(self) -> dict[str, float]:
         return {f"exchange/{name}": float(value) for name, value in vars(self).items()}
