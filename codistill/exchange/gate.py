@@ -31,7 +31,7 @@ class Verdict(StrEnum):
     NON_FINITE = "non_finite"
     NORM_OUT_OF_BOUND = "norm_out_of_bound"
     TOO_OLD = "too_old"
-    """Good, but older than `max_lag_steps`: not heard while that is so."""
+    """Good, but beyond `max_lag_steps` or `max_offset_steps`: not heard while that is so."""
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,16 @@ class MailboxSettings:
     threaded: bool
     precision: TravelPrecision = "fp32"
     max_lag_steps: int | None = None
+    max_offset_steps: int | None = None
     timeout_s: float = 120.0
     teachers_at: Callable[[int], tuple[int, ...]] | None = None
     """Of an exchange, by its number, those of `teachers` that it is with; all of them, always, when None."""
+
+    def hears(self, lag_steps: int | None, offset_steps: int) -> bool:
+        """Whether a snapshot of this age may teach. A lag that is not known passes."""
+        if self.max_lag_steps is not None and lag_steps is not None and lag_steps > self.max_lag_steps:
+            return False
+        return self.max_offset_steps is None or offset_steps <= self.max_offset_steps
 
     def teachers_in(self, step: int) -> tuple[int, ...]:
         """Whom it learns from in step `step`."""

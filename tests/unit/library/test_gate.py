@@ -103,6 +103,7 @@ OK, OUT, NAN = Verdict.ACCEPTED, Verdict.NORM_OUT_OF_BOUND, Verdict.NON_FINITE
         (one_after_another(1, 0.05, 0.05, 0.05), [OK, OUT, OUT, OK]),
         (one_after_another(1, 0, 0, 0), [OK, OUT, OUT, OK]),
         (one_after_another(0, 5, 60), [OK, OK, OUT]),
+        (one_after_another(*[1] * 8, *[9] * 8, 60), [OK] * 16 + [OUT]),  # the median of sixteen is 5
         (one_after_another(1, 100, math.nan, 100, 100, 100), [OK, OUT, NAN, OUT, OUT, OK]),
         (one_after_another(1, 100, 1e4, 100, 1e4, 1e4, 1e4), [OK, OUT, OUT, OUT, OUT, OUT, OK]),
         ([(1, 1.0), (5, math.nan), (3, math.nan), (4, 100.0), (6, 100.0), (7, 100.0)], [OK, NAN, NAN, OUT, OUT, OUT]),
