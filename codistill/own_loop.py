@@ -64,6 +64,7 @@ def join(
     mode: Literal["async", "lockstep"] = "async",
     precision: TravelPrecision = "fp32",
     max_lag_steps: int | None = None,
+    max_offset_steps: int | None = None,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     build: Callable[[], nn.Module] | None = None,
     connect: Connect | None = None,
@@ -77,7 +78,8 @@ def join(
     `model` is what is trained (a `DistributedDataParallel` around it is seen through); all replicas have the same
     architecture. `run` is a directory that all share, one for each run, named like an id (lower-case letters, digits,
     hyphens). Before step `burn_in_steps` nobody is heard; then the weights are published every `interval_steps`.
-    `precision` is that in which parameters travel ("fp32": as they are).
+    `precision` is that in which parameters travel ("fp32": as they are); a peer is not heard while its snapshot is more
+    than `max_lag_steps` behind its own step, or more than `max_offset_steps` behind this replica's.
     `step` says how many steps are done already, when training goes on from a checkpoint.
 
     Teachers are shown each batch by `forward(module, batch)`, which answers logits, or taps with `logits` among them;
@@ -122,7 +124,13 @@ def join(
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     mailbox = open_mailbox(
         member,
-        Exchange(topology=topology, mode=mode, precision=precision, max_lag_steps=max_lag_steps),
+        Exchange(
+            topology=topology,
+            mode=mode,
+            precision=precision,
+            max_lag_steps=max_lag_steps,
+            max_offset_steps=max_offset_steps,
+        ),
         bare,
         PublishRule(burn_in_steps, interval_steps),
         checkpoint_interval_steps=CHECKPOINT_INTERVAL_STEPS,

@@ -33,7 +33,7 @@ def progress_line(beat: Mapping[str, Any], *, now: float) -> str:
         parts.append(f"accuracy {accuracy:.3f}")
     heard = [
         f"{t['teacher']} v{t['version']} (lag {'?' if t['lag_steps'] is None else t['lag_steps']},"
-        f" offset {t['offset_steps']})"
+        f" offset {t['offset_steps']}{', in quarantine' if t.get('quarantined') else ''})"
         for t in beat["teachers"]
     ]
     if heard:

@@ -1,17 +1,25 @@
-"""The gate: what is checked of a snapshot before anyone learns from it, on publishing and again on reading."""
+"""The gate: what is checked of a snapshot before anyone learns from it, on publishing and again on reading.
+
+Who shows a snapshot that is not finite, or whose norm is out of bound, is in *quarantine*. A newer one that is back in
+bound ends it; so does a norm that has truly moved: several in succession, each newer than the one before, are out of
+bound but agree with each other. Then the last of them is accepted, and what was known of the replica begins anew.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import median
 
-from codistill.exchange.snapshot import Arrays, Header, digest_of, norm_of, schema_of
+from codistill.exchange.snapshot import Arrays, Header, SnapshotId, digest_of, norm_of, schema_of
 
 NORM_BOUND = 10.0
-"""A snapshot's norm may be this many times the running median of those accepted before it."""
+"""A snapshot's norm may be this many times the running median of those accepted before it, or one part in as many."""
+AGREEING = 3
+"""Snapshots in succession that show that a norm has moved for good."""
+REMEMBERED = 16
+"""Accepted norms of which the median is taken."""
 
 
 class Verdict(StrEnum):
@@ -23,35 +31,72 @@ class Verdict(StrEnum):
     NON_FINITE = "non_finite"
     NORM_OUT_OF_BOUND = "norm_out_of_bound"
     TOO_OLD = "too_old"
-    """Good, but older than `max_lag_steps`: not heard while that is so."""
+    """Good, but beyond `max_lag_steps` or `max_offset_steps`: not heard while that is so."""
 
 
-def judge(header: Header, *, schema: str, digest: str, norm: float, past_norms: Sequence[float]) -> Verdict:
-    """Compare a header and what was measured of the arrays with what this replica's own model expects."""
+@dataclass(frozen=True)
+class Standing:
+    """What a gate knows of a replica."""
+
+    norms: tuple[float, ...] = ()
+    """Of what was accepted last. Without 0, which tells nothing of the scale: what comes after it has no bound."""
+    moved: tuple[float, ...] = ()
+    """Refused in succession, of snapshots each newer than the one before; all in bound of each other."""
+    bad: SnapshotId | None = None
+    """The newest of those that put it in quarantine; None when it is not."""
+
+
+def judge(header: Header, *, schema: str, digest: str, norm: float, standing: Standing) -> tuple[Verdict, Standing]:
+    """Compare a header and what was measured of the arrays with what this replica's own model expects.
+
+    Returns the standing that follows too.
+    """
     if header.schema != schema:
-        return Verdict.WRONG_SCHEMA
+        return Verdict.WRONG_SCHEMA, replace(standing, moved=())
     if header.digest != digest:
-        return Verdict.BAD_DIGEST
+        return Verdict.BAD_DIGEST, replace(standing, moved=())
     if not math.isfinite(norm):
-        return Verdict.NON_FINITE
-    if past_norms and norm > NORM_BOUND * median(past_norms):
-        return Verdict.NORM_OUT_OF_BOUND
-    return Verdict.ACCEPTED
+        return Verdict.NON_FINITE, Standing(standing.norms, bad=max(header.id, standing.bad or header.id))
+    is_news = standing.bad is None or header.id > standing.bad
+    if not standing.norms or _agree(norm, median(standing.norms)):
+        norms = _remembered(standing.norms, norm)
+        return Verdict.ACCEPTED, Standing(norms) if is_news else replace(standing, norms=norms)
+    if not is_news:  # as fetched when what came after it was refused
+        return Verdict.NORM_OUT_OF_BOUND, standing
+    agreeing = standing.moved if all(_agree(norm, other) for other in standing.moved) else ()
+    if len(agreeing) + 1 == AGREEING:
+        return Verdict.ACCEPTED, Standing(_remembered((), norm))
+    return Verdict.NORM_OUT_OF_BOUND, Standing(standing.norms, (*agreeing, norm), header.id)
+
+
+def _agree(one: float, other: float) -> bool:
+    return max(one, other) <= NORM_BOUND * min(one, other)
+
+
+def _remembered(norms: tuple[float, ...], norm: float) -> tuple[float, ...]:
+    return (*norms, norm)[-REMEMBERED:] if norm > 0 else norms
 
 
 class Gate:
-    """Judges the snapshots of one replica, remembering the norms of those it let pass."""
+    """Judges the snapshots of one replica, remembering its standing."""
 
     def __init__(self, schema: str) -> None:
         self._schema = schema
-        self._norms: deque[float] = deque(maxlen=16)
+        self._standing = Standing()
+
+    @property
+    def quarantined(self) -> bool:
+        return self._standing.bad is not None
 
     def judge(self, header: Header, arrays: Arrays) -> Verdict:
         """Measure `arrays` (two passes over the bytes) and judge them."""
-        if schema_of(arrays) != self._schema:
-            return Verdict.WRONG_SCHEMA
-        norm = norm_of(arrays)
-        verdict = judge(header, schema=self._schema, digest=digest_of(arrays), norm=norm, past_norms=tuple(self._norms))
-        if verdict is Verdict.ACCEPTED:
-            self._norms.append(norm)
+        # What is of another make cannot be measured in our terms.
+        fits = schema_of(arrays) == self._schema
+        verdict, self._standing = judge(
+            header if fits else replace(header, schema=""),
+            schema=self._schema,
+            digest=digest_of(arrays) if fits else header.digest,
+            norm=norm_of(arrays) if fits else 0.0,
+            standing=self._standing,
+        )
         return verdict

@@ -132,15 +132,20 @@ class Inbox:
             self._counters.unavailable += 1
             log.info("no new teacher from %s: %s", replica_name(peer), reason)
             return
+        before = shelf.gate.quarantined
         verdict = shelf.gate.judge(header, arrays)
+        self._counters.note_quarantine(before, shelf.gate.quarantined)
         if verdict is Verdict.ACCEPTED:
+            if before and not shelf.gate.quarantined:
+                log.warning("%s is out of quarantine with version %d", replica_name(peer), header.id.version)
             with self.lock:
                 if peer in self.turn.now:  # it may have passed meanwhile
                     shelf.put(header, arrays)
             return
         self._counters.rejected += 1
         shelf.refused.add(header.id)
-        log.warning("version %d of %s is refused: %s", header.id.version, replica_name(peer), verdict)
+        state = ", which is in quarantine" if shelf.gate.quarantined else ""
+        log.warning("version %d of %s%s is refused: %s", header.id.version, replica_name(peer), state, verdict)
         write_row(self._ledger, self.step, header, None, 0, verdict)
 
 

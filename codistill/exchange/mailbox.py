@@ -61,6 +61,7 @@ class Mailbox:
         self._shown: int | None = None
         """The version published last."""
         self.counters = counters
+        counters.quarantined = 0  # whoever was in an earlier incarnation is judged anew
         self._closing = threading.Event()
         self._failure: BaseException | None = None
         self._helper: threading.Thread | None = None
@@ -182,8 +183,8 @@ class Mailbox:
         header, arrays = shelf.use(chosen)
         # What it published it has surely completed, even if its own word on that is still under way.
         lag = None if peer_step is None else max(peer_step - header.id.version, 0)
-        limit = self._settings.max_lag_steps
-        if limit is not None and lag is not None and lag > limit:
+        offset = step - header.id.version
+        if not self._settings.hears(lag, offset):
             write_row(self._ledger, step, header, lag, 0, Verdict.TOO_OLD)
             return None
         is_new = shelf.shown != header.id
@@ -191,4 +192,4 @@ class Mailbox:
         received = header.num_bytes if is_new else 0
         self.counters.bytes_received += received
         write_row(self._ledger, step, header, lag, received, Verdict.ACCEPTED)
-        return Held(header, arrays, lag, step - header.id.version, is_new)
+        return Held(header, arrays, lag, offset, is_new, shelf.gate.quarantined)

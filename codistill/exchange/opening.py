@@ -67,6 +67,7 @@ def open_mailbox(
         threaded=not lockstep and not isinstance(transport, MemoryTransport),
         precision=exchange.precision,
         max_lag_steps=exchange.max_lag_steps,
+        max_offset_steps=exchange.max_offset_steps,
         timeout_s=timeout_s,
     )
     return Mailbox(

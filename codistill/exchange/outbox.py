@@ -48,7 +48,9 @@ class Outbox:
             return
         snapshot, staged = waiting
         header = header_of(snapshot, staged.arrays, time.time())
+        before = self._gate.quarantined
         verdict = self._gate.judge(header, staged.arrays)
+        self._counters.note_quarantine(before, self._gate.quarantined)
         if verdict is Verdict.ACCEPTED:
             self._transport.announce(staged, header)
             self._counters.bytes_sent += header.num_bytes

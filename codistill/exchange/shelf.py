@@ -25,6 +25,8 @@ class Held:
     """Own step less the version; negative when the peer runs ahead."""
     is_new: bool
     """Whether this is the first step with it."""
+    quarantined: bool = False
+    """Whether what the peer showed since was refused, and it has not been readmitted."""
 
     def as_json(self) -> dict[str, Any]:
         who = self.header.id
@@ -35,6 +37,7 @@ class Held:
             "version": who.version,
             "lag_steps": self.lag_steps,
             "offset_steps": self.offset_steps,
+            "quarantined": self.quarantined,
         }
 
 

@@ -35,6 +35,15 @@ class Counters:
     """Fetches that came back empty: a dead owner, a dropped snapshot, a time-out."""
     skipped: int = 0
     """Own snapshots replaced by a newer one before they could be announced."""
+    quarantined: int = 0
+    """Replicas in quarantine now, this one included."""
+    readmitted: int = 0
+    """Times that one came out of quarantine."""
+
+    def note_quarantine(self, before: bool, after: bool) -> None:
+        """Somebody was in quarantine or not, and now is or is not."""
+        self.quarantined += after - before
+        self.readmitted += before and not after
 
     def as_metrics(self) -> dict[str, float]:
         return {f"exchange/{name}": float(value) for name, value in vars(self).items()}
@@ -53,9 +62,16 @@ class MailboxSettings:
     threaded: bool
     precision: TravelPrecision = "fp32"
     max_lag_steps: int | None = None
+    max_offset_steps: int | None = None
     timeout_s: float = 120.0
     teachers_at: Callable[[int], tuple[int, ...]] | None = None
     """Of an exchange, by its number, those of `teachers` that it is with; all of them, always, when None."""
+
+    def hears(self, lag_steps: int | None, offset_steps: int) -> bool:
+        """Whether a snapshot of this age may teach. A lag that is not known passes."""
+        if self.max_lag_steps is not None and lag_steps is not None and lag_steps > self.max_lag_steps:
+            return False
+        return self.max_offset_steps is None or offset_steps <= self.max_offset_steps
 
     def teachers_in(self, step: int) -> tuple[int, ...]:
         """Whom it learns from in step `step`."""

@@ -124,4 +124,7 @@ class Exchange(Spec):
     start_together_s: float = Field(default=30.0, ge=0, le=3600)
     """Longest wait, before the very first step only, for the peers to be there too; 0 starts at once."""
     max_lag_steps: int | None = Field(default=None, ge=0)
-    """A peer whose snapshot is older than this is not heard; left out, age is only recorded."""
+    """A peer who has made more steps than this since its newest snapshot is not heard. Left out, there is none."""
+    max_offset_steps: int | None = Field(default=None, ge=0)
+    """A peer whose newest snapshot is more than this behind one's own step is not heard: the limit that one who is dead
+    meets, since it stands still. Left out, there is none."""

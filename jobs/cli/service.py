@@ -61,9 +61,10 @@ def replica_table(replicas: list[dict[str, Any]]) -> str:
 
 
 def teacher_ages(teachers: list[dict[str, Any]]) -> str:
-    """E.g. `replica-1 v600 12/50`: version, the peer's steps since, our own steps since."""
+    """E.g. `replica-1 v600 12/50`: version, the peer's steps since, our own steps since; `!` when in quarantine."""
     ages = [
         f"{t['teacher']} v{t['version']} {'?' if t['lag_steps'] is None else t['lag_steps']}/{t['offset_steps']}"
+        + ("!" if t.get("quarantined") else "")
         for t in teachers
     ]
     return ", ".join(ages) or "-"

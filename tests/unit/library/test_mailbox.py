@@ -39,6 +39,7 @@ def mailbox(
     mode: str = "async",
     precision: TravelPrecision = "fp32",
     max_lag_steps: int | None = None,
+    max_offset_steps: int | None = None,
     threaded: bool = False,
     teachers: tuple[int, ...] | None = None,
     teachers_at: Callable[[int], tuple[int, ...]] | None = None,
@@ -52,6 +53,7 @@ def mailbox(
         threaded=threaded,
         precision=precision,
         max_lag_steps=max_lag_steps,
+        max_offset_steps=max_offset_steps,
         timeout_s=0.05,
     )
     ledger = Recorder(directory / f"ledger-{replica}", LEDGER, fence=1, incarnation=incarnation)
@@ -203,6 +205,19 @@ def test_a_peer_gone_too_stale_is_not_heard_and_comes_back(tmp_path: Path) -> No
     assert rows(reader, tmp_path, 0)[-1]["verdict"] == "too_old"
     publisher.publish(2, module)
     assert [held.header.id.version for held in reader.read(2)] == [2]
+
+
+def test_a_dead_peer_is_not_heard_once_its_offset_is_too_large(tmp_path: Path) -> None:
+    """Its lag stays 1, since it stands still; restarted, it is heard again at once, whatever its version."""
+    hub, module = Hub(), nn.Linear(2, 2)
+    reader = mailbox(hub, tmp_path, 0, module, max_lag_steps=2, max_offset_steps=3)
+    mailbox(hub, tmp_path, 1, module).publish(4, module)
+    hub.steps[1] = 5
+    heard = {step: [(held.lag_steps, held.offset_steps) for held in reader.read(step)] for step in range(2, 10)}
+    assert heard == {step: [(1, step - 4)] if step - 4 <= 3 else [] for step in range(2, 10)}
+    assert [row["verdict"] for row in rows(reader, tmp_path, 0)] == ["accepted"] * 6 + ["too_old"] * 2
+    mailbox(hub, tmp_path, 1, module, incarnation=1).publish(7, module)
+    assert [held.header.id.version for held in reader.read(10)] == [7]
 
 
 def test_a_lost_snapshot_means_the_old_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,23 @@ def own_loop(spec: JobSpec, index: int, model: nn.Module, directory: Path) -> No
             peers.after_step(step)
 
 
+def test_ages_are_limited_as_told(tmp_path: Path) -> None:
+    def peers(replica: int, **limits: int) -> codistill.own_loop.JoinedPeers:
+        return codistill.join(
+            nn.Linear(2, 3), tmp_path / "own", replica=replica, replicas=2, burn_in_steps=0, interval_steps=4,
+            mode="lockstep", **limits,
+        )  # fmt: skip
+
+    other, mine = peers(1), peers(0, max_offset_steps=1)
+    heard: list[int] = []
+    for step in range(4):
+        mine.loss((torch.ones(1, 2),), torch.zeros(1, 3), step)
+        heard.append(len(mine.report()))
+    assert heard == [1, 1, 0, 0]
+    other.close()
+    mine.close()
+
+
 @pytest.mark.slow
 def test_the_example_runs_alone_and_under_torchrun(tmp_path: Path) -> None:
     """Two replicas of one process each, then of two ranks each: in lockstep the same to rounding."""
