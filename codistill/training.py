@@ -139,6 +139,7 @@ class ReplicaTraining:
             should_stop=self.outside.should_stop,
             before_step=lambda step: self.outside.before_step(before + step),
             after_step=lambda step, stats: self._after_step(number, phase, work, step, stats),
+            gradients_sent=lambda num_bytes: self.notebook.counters.averaged_gradients(num_bytes),
         )
         finished_at: int | None = None
         if resumed is not None:

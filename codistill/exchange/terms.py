@@ -35,6 +35,14 @@ class Counters:
     """Fetches that came back empty: a dead owner, a dropped snapshot, a time-out."""
     skipped: int = 0
     """Own snapshots replaced by a newer one before they could be announced."""
+    gradient_bytes: int = 0
+    """How much of what was sent, and received, are gradients among this replica's own ranks."""
+
+    def averaged_gradients(self, num_bytes: int) -> None:
+        """All ranks together have sent, and received, `num_bytes` of gradients."""
+        self.bytes_sent += num_bytes
+        self.bytes_received += num_bytes
+        self.gradient_bytes += num_bytes
 
     def as_metrics(self) -> dict[str, float]:
         return {f"exchange/{name}": float(value) for name, value in vars(self).items()}
