@@ -58,7 +58,8 @@ class Outer:
         `velocity`, zeros at first, is brought up to date in place."""
         gradient = before - mean
         velocity.mul_(self.momentum).add_(gradient)
-        return before - self.learning_rate * (gradient + self.momentum * velocity)
+        # before - lr * (gradient + momentum * velocity), but from the mean, which lr 1 and no momentum give to the bit.
+        return mean + (1 - self.learning_rate) * gradient - (self.learning_rate * self.momentum) * velocity
 
 
 @dataclass(frozen=True)

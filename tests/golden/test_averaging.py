@@ -208,17 +208,13 @@ def test_a_whole_run_is_the_loop_written_out(tmp_path: Path, kind: str) -> None:
         assert (result["bytes_sent"], result["bytes_received"]) == (3 * snapshot, 3 * 2 * snapshot)
 
 
-def test_diloco_without_outer_momentum_at_rate_1_is_local_sgd(tmp_path: Path) -> None:
+def test_diloco_without_outer_momentum_at_rate_1_is_local_sgd_bit_for_bit(tmp_path: Path) -> None:
     plain = new_run(tmp_path, spec_of("local_sgd"), "plain")
-    outer = new_run(
-        tmp_path,
-        spec_of("diloco", method={"kind": "diloco", "outer_learning_rate": 1.0, "outer_momentum": 0.0}),
-        "outer",
-    )
+    like_it = {"kind": "diloco", "outer_learning_rate": 1.0, "outer_momentum": 0.0}
+    outer = new_run(tmp_path, spec_of("diloco", method=like_it), "outer")
     for run in (plain, outer):
         run_in_turns(run)
-    for name, value in final_weights(plain, 0).items():
-        torch.testing.assert_close(final_weights(outer, 0)[name], value, atol=1e-6, rtol=0)
+    assert fingerprint(final_weights(outer, 0)) == fingerprint(final_weights(plain, 0))
 
 
 def test_all_take_the_mean_of_what_travels_in_half_precision(tmp_path: Path) -> None:
@@ -229,14 +225,6 @@ def test_all_take_the_mean_of_what_travels_in_half_precision(tmp_path: Path) -> 
     parameters = dict(open_recipe(run.read_spec()).build_model().named_parameters())
     whole = sum(weights.nbytes for weights in ended[0].values())
     assert results[0]["bytes_received"] == whole - sum(2 * p.numel() for p in parameters.values())
-
-
-def test_alone_it_is_plain_training_bit_for_bit(tmp_path: Path) -> None:
-    averaged = new_run(tmp_path, spec_of("local_sgd", replicas={"count": 1}), "averaged")
-    plain = new_run(tmp_path, spec_of("solo", method={"kind": "solo"}, replicas={"count": 1}), "plain")
-    for run in (averaged, plain):
-        run_in_turns(run)
-    assert fingerprint(final_weights(averaged, 0)) == fingerprint(final_weights(plain, 0))
 
 
 # ---------------------------------------------------------------- stops and deaths
