@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from codistill.batch import as_outputs
 from codistill.exchange.weights import bytes_published
+from codistill.numerics import all_reduce_bytes
 from codistill.recipes import RecipeUnavailable, open_recipe
 from codistill.recipes.base import Recipe
-from codistill.spec import AdamW, JobSpec
+from codistill.spec import AdamW, DiLoCo, JobSpec
 from codistill.spec_errors import SpecError, load_spec, parse_spec
 from codistill.throughput import TRAINING_FACTOR, forward_flops
 from codistill.topology import teachers_of
@@ -39,6 +40,8 @@ class Memory:
     teachers: int
     """On the CPU they are mapped from the exchange and shared by all readers of a node; on a GPU, or where they travel
     in another precision, they are copies."""
+    outer: int
+    """Weights and momentum of DiLoCo's outer optimizer."""
     activations: int
     """Kept for the backward pass of one micro-batch."""
 
@@ -59,7 +62,8 @@ def describe(spec: JobSpec) -> dict[str, Any]:
     )
     weights, buffers = _bytes(model.parameters()), _bytes(model.buffers())
     everyone = range(spec.replicas.count) if spec.exchanges else ()
-    teachers = max((len(teachers_of(spec.exchange.topology, r, spec.replicas.count)) for r in everyone), default=0)
+    peers = max((len(teachers_of(spec.exchange.topology, r, spec.replicas.count)) for r in everyone), default=0)
+    teachers = 0 if spec.averages else peers
     snapshot = bytes_published(model, spec.exchange.precision)
     flops = forward_flops(model, recipe.example(1))
     memory = Memory(
@@ -68,6 +72,7 @@ def describe(spec: JobSpec) -> dict[str, Any]:
         optimizer=(2 if isinstance(spec.training.optimizer, AdamW) else 1) * weights,
         average=0 if spec.training.ema_decay is None else weights + buffers,
         teachers=teachers * (weights + buffers),
+        outer=2 * weights if isinstance(spec.method, DiLoCo) else 0,
         activations=activations,
     )
     return {
@@ -79,7 +84,8 @@ def describe(spec: JobSpec) -> dict[str, Any]:
         "taps": taps,
         "teachers_per_replica": teachers,
         "bytes_per_snapshot": snapshot,
-        "bytes_received_per_exchange": teachers * snapshot,
+        "bytes_received_per_exchange": peers * snapshot,
+        "gradient_bytes_per_step": all_reduce_bytes(weights, spec.replicas.ranks),
         "forward_flops_per_sample": flops,
         "training_flops_per_step": TRAINING_FACTOR * flops * spec.training.batch_size
         + teachers * flops * spec.training.batch_size,

@@ -37,6 +37,8 @@ class Surroundings:
     before_step: Callable[[int], None]
     after_step: Callable[[int, Mapping[str, Tensor]], None]
     """Called with the number of completed updates and the statistics of the last one on this rank."""
+    gradients_sent: Callable[[int], None] = lambda num_bytes: None
+    """Called with the bytes that all ranks together have just sent to average gradients."""
 
 
 def train_phase(
@@ -51,11 +53,14 @@ def train_phase(
     then all publish, then all read.
     Raises `StopRequested` between steps, `TrainingDiverged`, and `ValueError` when a group names what no loss reaches.
     """
-    parts = wrap(work.learner, around.ranks, several_updates=len(phase.updates) > 1)
+    parts = wrap(work.learner, around.ranks, several_updates=len(phase.updates) > 1, sent=around.gradients_sent)
     work.learner.train()  # once: whoever evaluates it restores its mode, and a walk over all modules takes time
     for companion in work.companions.values():
         companion.begin(work.step)
     yield work.step
+    if work.step == phase.steps:  # stopped while rules waited for what they write after the last step
+        for rule in work.rules.values():
+            rule.before_step(work.step)
     for step in range(work.step, phase.steps):
         around.before_step(step)
         if around.ranks.any(around.should_stop()):

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from codistill.ranks import Ranks
 from codistill.spec import JobSpec
+
+Hook = Callable[[dist.ProcessGroup, GradBucket], torch.futures.Future[Tensor]]
+"""How a bucket of gradients becomes the mean of all ranks'."""
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -61,27 +67,52 @@ class Numerics:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
 
-def wrap(learner: nn.ModuleDict, ranks: Ranks, *, several_updates: bool) -> dict[str, nn.Module]:
-    """The parts as they are called in training: with several ranks, each averages its gradients over them.
+def all_reduce_bytes(num_bytes: int, ranks: int) -> int:
+    """What all ranks together send, and receive, to add up `num_bytes` that each has: 2 (n - 1) / n of it each, once to
+    gather the sums and once to spread them (the least there is, and what a ring takes)."""
+    return 2 * (ranks - 1) * num_bytes
+
+
+def wrap(
+    learner: nn.ModuleDict,
+    ranks: Ranks,
+    *,
+    several_updates: bool,
+    sent: Callable[[int], None] = lambda num_bytes: None,
+) -> dict[str, nn.Module]:
+    """The parts as they are called in training: with several ranks, each averages its gradients over them, and `sent`
+    is told the bytes that all ranks together send for it.
 
     Part by part, since one wrapper around all would expect every part in every backward.
     """
     if ranks.count == 1:
         return dict(learner.items())
-    return {name: _data_parallel(part, several_updates) for name, part in learner.items()}
+
+    def average(group: dist.ProcessGroup, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        sent(all_reduce_bytes(bucket.buffer().nbytes, ranks.count))
+        return allreduce_hook(group, bucket)  # as without a hook
+
+    return {name: _data_parallel(part, several_updates, average) for name, part in learner.items()}
 
 
-def _data_parallel(part: nn.Module, several_updates: bool) -> nn.Module:
+def _data_parallel(
+    part: nn.Module,
+    several_updates: bool,
+    average: Hook,
+) -> nn.Module:
     trained = [parameter for parameter in part.parameters() if parameter.requires_grad]
     if not trained:
         return part
     on_gpu = trained[0].is_cuda
-    return DistributedDataParallel(
+    wrapped = DistributedDataParallel(
         part,
         device_ids=[trained[0].get_device()] if on_gpu else None,
         forward_sync_buffers=False,  # each rank's own, averaged before they leave the replica
         find_unused_parameters=several_updates,
     )
+    # A lambda, since torch looks at annotations and takes none that are strings, as all here are.
+    wrapped.register_comm_hook(dist.group.WORLD, lambda group, bucket: average(group, bucket))
+    return wrapped
 
 
 @contextmanager

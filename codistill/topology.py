@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from codistill.spec import All, AutoTopology, Explicit, Pairs, Ring, Rotating, Topology, misfit
-
-ALL_UP_TO_REPLICAS = 4
-"""Beyond, `auto` rotates: teachers of `all` cost a forward pass each."""
+from codistill.spec import (
+    ALL_UP_TO_REPLICAS,
+    All,
+    AutoTopology,
+    Explicit,
+    Pairs,
+    Ring,
+    Rotating,
+    Topology,
+    misfit,
+)
 
 
 def teachers_of(topology: Topology, replica: int, replicas: int, exchange: int = 0) -> tuple[int, ...]:

@@ -90,7 +90,7 @@ class ReplicaTraining:
         at_phase = 0 if resumed is None else int(resumed.values["phase"])
         if resumed is not None:
             log.info("%s goes on from step %d of attempt %d", self.name, resumed.step, resumed.fence)
-            self.notebook.counters = Counters(**resumed.values["counters"])
+            self.notebook.counters = Counters(**resumed.values["counters"] | {"quarantined": 0})
             self.seconds_before = float(resumed.values["seconds"])
         if self.ranks.leads:
             self._open_records(0 if resumed is None else resumed.step)
@@ -139,6 +139,7 @@ class ReplicaTraining:
             should_stop=self.outside.should_stop,
             before_step=lambda step: self.outside.before_step(before + step),
             after_step=lambda step, stats: self._after_step(number, phase, work, step, stats),
+            gradients_sent=lambda num_bytes: self.notebook.counters.averaged_gradients(num_bytes),
         )
         finished_at: int | None = None
         if resumed is not None:

@@ -16,13 +16,19 @@ class PublishRule:
 
     burn_in_steps: int
     interval_steps: int
+    ends_at: int | None = None
+    """A step that is one of them whatever the interval: the last, for what belongs to the finished model."""
 
     def due(self, step: int) -> bool:
         """Whether version `step` (the weights after `step` updates) is published before step `step` begins."""
-        return step == self.burn_in_steps or (step > self.burn_in_steps and step % self.interval_steps == 0)
+        if step in (self.burn_in_steps, self.ends_at):
+            return True
+        return step > self.burn_in_steps and step % self.interval_steps == 0
 
     def newest_due(self, step: int) -> int | None:
         """The newest version that a peer about to begin step `step` has published; None during burn-in."""
+        if step == self.ends_at:
+            return step
         if step < self.burn_in_steps:
             return None
         return max(self.burn_in_steps, step - step % self.interval_steps)

@@ -35,6 +35,8 @@ class Counters:
     """Fetches that came back empty: a dead owner, a dropped snapshot, a time-out."""
     skipped: int = 0
     """Own snapshots replaced by a newer one before they could be announced."""
+    gradient_bytes: int = 0
+    """How much of what was sent, and received, are gradients among this replica's own ranks."""
     quarantined: int = 0
     """Replicas in quarantine now, this one included."""
     readmitted: int = 0
@@ -44,6 +46,12 @@ class Counters:
         """Somebody was in quarantine or not, and now is or is not."""
         self.quarantined += after - before
         self.readmitted += before and not after
+
+    def averaged_gradients(self, num_bytes: int) -> None:
+        """All ranks together have sent, and received, `num_bytes` of gradients."""
+        self.bytes_sent += num_bytes
+        self.bytes_received += num_bytes
+        self.gradient_bytes += num_bytes
 
     def as_metrics(self) -> dict[str, float]:
         return {f"exchange/{name}": float(value) for name, value in vars(self).items()}

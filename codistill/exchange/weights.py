@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,12 @@ def _as_tensor(name: str, arrays: Arrays) -> Tensor:
     return torch.from_numpy(arrays[name])
 
 
+def tensors_of(arrays: Arrays) -> dict[str, Tensor]:
+    """What `published` gave as tensors by the module's own names, without copies; nobody may write to them."""
+    with _promised_unwritten():
+        return {name: _as_tensor(name, arrays) for name in (key.removesuffix(BF16) for key in arrays)}
+
+
 def hold(module: nn.Module, arrays: Arrays) -> None:
     """Make `module` compute with `arrays`, which must fit it and must not change as long as it does.
 
@@ -61,9 +68,7 @@ def hold(module: nn.Module, arrays: Arrays) -> None:
     On another device, or where a parameter's type is not the array's, it is copied in place: a module is only ever
     given arrays of the same types. A parameter stays the object it was, so tied ones stay tied.
     """
-    with torch.no_grad(), warnings.catch_warnings():
-        # torch has no read-only tensors and says so; this function keeps the promise in its stead.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    with torch.no_grad(), _promised_unwritten():
         for name, tensor in _shared_tensors(module):
             source = _as_tensor(name, arrays)
             mappable = isinstance(tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.dtype == source.dtype
@@ -71,6 +76,14 @@ def hold(module: nn.Module, arrays: Arrays) -> None:
                 tensor.data = source
             else:
                 tensor.copy_(source)
+
+
+@contextmanager
+def _promised_unwritten() -> Generator[None]:
+    # torch has no read-only tensors and says so; the callers keep the promise in its stead.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        yield
 
 
 def _shared_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

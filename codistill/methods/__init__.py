@@ -10,8 +10,10 @@ from codistill.methods import (
     be_your_own_teacher,
     codistillation,
     deep_mutual_learning,
+    diloco,
     knowledge_distillation,
     label_smoothing,
+    local_sgd,
     solo,
 )
 from codistill.phase import Phase, Replica
@@ -21,9 +23,11 @@ from codistill.spec import (
     BeYourOwnTeacher,
     Codistillation,
     DeepMutualLearning,
+    DiLoCo,
     JobSpec,
     KnowledgeDistillation,
     LabelSmoothing,
+    LocalSgd,
     Solo,
 )
 
@@ -46,5 +50,9 @@ def plan(spec: JobSpec, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
             return afd.plan(spec, method, recipe, replica)
         case BeYourOwnTeacher() as method:
             return be_your_own_teacher.plan(spec, method, recipe, replica)
+        case LocalSgd():
+            return local_sgd.plan(spec, recipe, replica)
+        case DiLoCo() as method:
+            return diloco.plan(spec, method, recipe, replica)
         case _:
             assert_never(spec.method)

@@ -8,11 +8,14 @@ from typing import Any, assert_never
 import torch
 from torch import nn
 
+from codistill.averaging import Averaging, Outer
 from codistill.batch import Batch
+from codistill.companion import ExchangeRule
 from codistill.data.loader import training_batches
 from codistill.data.split import in_order
 from codistill.evaluate import LOGITS, validation_survey
 from codistill.phase import Artifacts, Group, Learner, Loss, Phase, Replica, Step, Survey, Update
+from codistill.randomness import seed_everything
 from codistill.recipes import Recipe
 from codistill.schedules import open_schedule
 from codistill.spec import AdamW, JobSpec, Sgd, Training
@@ -29,6 +32,8 @@ def one_phase(
     loss: Callable[[Step], Loss],
     *,
     teachers: Sequence[TeacherSource] = (),
+    rules: Sequence[ExchangeRule] = (),
+    learner: Callable[[Artifacts], Learner] | None = None,
     name: str = TRAIN,
     steps: int | None = None,
 ) -> list[Phase]:
@@ -39,11 +44,12 @@ def one_phase(
         Phase(
             name=name,
             steps=training.steps,
-            learner=lambda artifacts: one_network(recipe, artifacts),
+            learner=learner or (lambda artifacts: one_network(recipe, artifacts)),
             batches=lambda artifacts: batches_of(spec, recipe, replica, name),
             updates=[Update(loss, trains=("net",))],
             groups=groups(training, {"net": ("net.*",)}),
             teachers=teachers,
+            rules=rules,
             surveys=surveys(spec, recipe, {"net": "" if name == TRAIN else f"{name}/"}),
         )
     ]
@@ -62,6 +68,24 @@ def labels_alone(recipe: Recipe) -> Callable[[Step], Loss]:
 def one_network(recipe: Recipe, artifacts: Artifacts) -> Learner:
     """A learner with the single part `net`."""
     return Learner({"net": recipe.build_model()})
+
+
+def same_network(spec: JobSpec, recipe: Recipe, artifacts: Artifacts) -> Learner:
+    """`one_network` with the same first weights in all replicas: those that the first would have by itself."""
+    seed_everything(spec.seed, 0, TRAIN, "init")
+    return one_network(recipe, artifacts)
+
+
+def averaging_of(spec: JobSpec, replica: Replica, outer: Outer | None = None) -> Averaging:
+    """The rule by which the replicas of the spec become their mean."""
+    return Averaging(
+        interval_steps=spec.exchange.interval_steps,
+        steps=spec.training.steps,
+        replica=replica.index,
+        replicas=replica.count,
+        outer=outer,
+        precision=spec.exchange.precision,
+    )
 
 
 def batches_of(spec: JobSpec, recipe: Recipe, replica: Replica, phase: str = TRAIN) -> Callable[[int], Batch]:

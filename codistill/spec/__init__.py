@@ -7,6 +7,7 @@ and imports no torch, so the service can check a spec without it.
 Read a spec with `codistill.spec_errors.parse_spec`, which names the bad key and what would be right.
 """
 
+from codistill.spec.averaging import DiLoCo, LocalSgd
 from codistill.spec.base import (
     NAME_PATTERN,
     OperatorName,
@@ -18,6 +19,7 @@ from codistill.spec.cohorts import (
     DeepMutualLearning,
 )
 from codistill.spec.exchange import (
+    ALL_UP_TO_REPLICAS,
     All,
     AutoTopology,
     AutoTransport,
@@ -91,6 +93,7 @@ from codistill.spec.training import (
 )
 
 __all__ = [
+    "ALL_UP_TO_REPLICAS",
     "DEFAULT_BURN_IN_FRACTION",
     "NAME_PATTERN",
     "SPEC_VERSION",
@@ -108,6 +111,7 @@ __all__ = [
     "Cosine",
     "DataMode",
     "DeepMutualLearning",
+    "DiLoCo",
     "Digits",
     "Disjoint",
     "Divergence",
@@ -123,6 +127,7 @@ __all__ = [
     "Limits",
     "Linear",
     "Loader",
+    "LocalSgd",
     "MemoryTransport",
     "Method",
     "Milestones",

@@ -34,6 +34,10 @@ class Rotating(Spec):
     kind: Literal["rotating"] = "rotating"
 
 
+ALL_UP_TO_REPLICAS = 4
+"""Beyond, `auto` rotates: teachers of `all` cost a forward pass each."""
+
+
 class AutoTopology(Spec):
     """`all` up to four replicas, `rotating` beyond."""
 

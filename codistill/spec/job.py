@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from codistill.spec.averaging import DiLoCo, LocalSgd, why_not_averaged
 from codistill.spec.base import NAME_PATTERN, Spec
 from codistill.spec.exchange import Exchange, MemoryTransport, misfit
 from codistill.spec.methods import (
@@ -75,7 +76,11 @@ class JobSpec(Spec):
         for control in self.controls:
             if self.controls.count(control) > 1:
                 raise ValueError(f"controls names '{control}' twice; each control is trained once")
-        if self.controls and not self.exchanges:
+        if isinstance(self.method, LocalSgd | DiLoCo):
+            problem = why_not_averaged(self.method, self.exchange, self.training, self.replicas.count)
+            if problem is not None:
+                raise ValueError(problem)
+        if self.controls and not isinstance(self.method, Codistillation):
             raise ValueError(
                 f"controls are what replicas that teach each other are compared with, and method '{self.method.kind}'"
                 " has no teachers; leave controls out, or use method.kind = 'codistillation'"
@@ -137,7 +142,12 @@ class JobSpec(Spec):
     @property
     def exchanges(self) -> bool:
         """Whether replicas of this job publish anything at all."""
-        return isinstance(self.method, Codistillation)
+        return isinstance(self.method, Codistillation) or self.averages
+
+    @property
+    def averages(self) -> bool:
+        """Whether replicas of this job become their mean at every exchange."""
+        return isinstance(self.method, LocalSgd | DiLoCo)
 
     @property
     def arms(self) -> tuple[Arm, ...]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from codistill.spec.averaging import DiLoCo, LocalSgd
 from codistill.spec.base import Spec
 from codistill.spec.cohorts import Afd, BeYourOwnTeacher, DeepMutualLearning
 from codistill.spec.offline import KnowledgeDistillation
@@ -66,7 +67,15 @@ class LabelSmoothing(Spec):
 
 
 Method = Annotated[
-    Solo | LabelSmoothing | Codistillation | KnowledgeDistillation | DeepMutualLearning | Afd | BeYourOwnTeacher,
+    Solo
+    | LabelSmoothing
+    | Codistillation
+    | KnowledgeDistillation
+    | DeepMutualLearning
+    | Afd
+    | BeYourOwnTeacher
+    | LocalSgd
+    | DiLoCo,
     Field(discriminator="kind"),
 ]
 

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from codistill.baselines import Baseline, baseline_of
 from codistill.run_dir import RunDir, StorageError, checked_id
 from codistill.spec import JobSpec
 from jobs.cli.attempt import exit_of_attempt
@@ -22,6 +23,13 @@ from jobs.cli.output import emit, emit_json, home, say
 Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="A .toml or .json file")]
 Storage = Annotated[
     Path | None, typer.Option(help="Where run directories are [default: runs in CODISTILL_HOME]", metavar="DIR")
+]
+Instead = Annotated[
+    Baseline | None,
+    typer.Option(
+        help="Instead of the spec's method, on the same data: ddp (one model, gradients averaged in every step),"
+        " local_sgd or diloco (one model, weights averaged at every exchange)"
+    ),
 ]
 
 
@@ -51,13 +59,13 @@ def validate(
     facts: Annotated[
         bool, typer.Option("--facts", help="Print instead what it trains, sends and takes: parameters, bytes, memory")
     ] = False,
+    baseline: Instead = None,
 ) -> int:
     """Check a spec and print it with every default filled in."""
-    from codistill.spec_errors import load_spec
-
-    checked = load_spec(spec)
+    checked = _load(spec, baseline)
     if facts:
-        return _run_module("codistill.describe", str(spec))
+        with _as_file(checked) as file:
+            return _run_module("codistill.describe", str(file))
     emit_json(checked.model_dump(mode="json"))
     say(f"{spec} is valid: {checked.replicas.count} x {checked.total_steps} steps, method {checked.method.kind}")
     return Exit.DONE
@@ -82,12 +90,12 @@ def run(
             help="auto: on a Ray cluster of this machine; http://host:8265: as a Ray Job there", metavar="RAY"
         ),
     ] = None,
+    baseline: Instead = None,
 ) -> int:
     """Train here and now, without a service."""
-    from codistill.spec_errors import load_spec
     from jobs.job import new_job_id
 
-    checked = load_spec(spec)
+    checked = _load(spec, baseline)
     if seed is not None:
         checked = checked.model_copy(update={"seed": seed})
     try:
@@ -113,6 +121,13 @@ def run(
 
         return run_as_ray_job(on, checked, run_dir, fence)
     raise CommandError(f"--on {on}: use auto, or the address of a Ray dashboard such as http://host:8265", Exit.USAGE)
+
+
+def _load(path: Path, baseline: Baseline | None) -> JobSpec:
+    from codistill.spec_errors import load_spec
+
+    checked = load_spec(path)
+    return checked if baseline is None else baseline_of(checked, baseline)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """What a replica takes when there are many of them: `python -m tests.benchmarks.many_replicas`.
 
 Jobs of 2 and of 8 replicas on one machine, on Ray, through the object store. With `rotating` a replica hears one
-teacher at a time whatever their number; `all`, its peer, hears all of them. Memory is the proportional share (PSS) of the
-training processes, so that snapshots mapped by several are counted once, and that of all processes of the cluster;
+teacher at a time whatever their number; `all`, its peer, hears all of them. Memory is the proportional share (PSS) of
+the training processes, so that snapshots mapped by several are counted once, and that of all processes of the cluster;
 bytes are what a replica receives in one exchange, in models.
 """
 

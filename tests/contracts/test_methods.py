@@ -67,6 +67,9 @@ CASES = {
     "be_your_own_teacher": Case(
         {"kind": "be_your_own_teacher"}, {"label_weight": 0.0, "weight": 0.0, "feature_weight": 0.0}
     ),
+    # Of one replica, whose mean is itself; those of several are killed in tests/golden/test_averaging.py.
+    "local_sgd": Case({"kind": "local_sgd"}, {}),
+    "diloco": Case({"kind": "diloco"}, {"outer_learning_rate": 1.0, "outer_momentum": 0.0}),
 }
 
 CNN = {"kind": "digits", "width": 4, "train_size": 200, "batch_norm": True}

@@ -33,6 +33,25 @@ def test_bytes_are_those_that_travel(precision: str, tmp_path: Path) -> None:
     assert (facts["classes"], facts["taps"]) == (10, {"features": [32], "logits": [10]})
 
 
+def test_replicas_that_are_averaged_have_peers_but_no_teachers(tmp_path: Path) -> None:
+    spec = small_spec(replicas={"count": 3}, method={"kind": "diloco"})
+    facts, plain = describe(spec), describe(small_spec(method={"kind": "solo"}))
+    results = run_in_turns(new_run(tmp_path, spec))
+    assert facts["bytes_received_per_exchange"] * 6 == results[0]["bytes_received"]  # versions 2, 4, ..., 12
+    assert facts["bytes_received_per_exchange"] == 2 * facts["bytes_per_snapshot"]
+    assert (facts["teachers_per_replica"], facts["memory_bytes_per_rank"]["teachers"]) == (0, 0)
+    assert facts["training_flops_per_step"] == plain["training_flops_per_step"]
+    more = facts["memory_bytes_per_rank"]["total"] - plain["memory_bytes_per_rank"]["total"]
+    assert more == facts["memory_bytes_per_rank"]["outer"] == 2 * 4 * facts["parameters"]
+
+
+def test_gradients_among_ranks_are_what_a_ring_sends() -> None:
+    """Each of n ranks sends 2 (n - 1) / n of the gradients."""
+    facts = describe(small_spec(replicas={"ranks": 4}))
+    assert facts["gradient_bytes_per_step"] == 4 * (2 * 3 / 4) * 4 * facts["parameters"]
+    assert describe(small_spec())["gradient_bytes_per_step"] == 0
+
+
 def test_memory_and_work_of_a_small_net_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     split = TensorSplit(torch.arange(4), torch.zeros(4, dtype=torch.int64), {"x": torch.zeros(4, 30)})
     net = OwnRecipe(2, lambda: nn.Sequential(nn.Linear(30, 16), nn.ReLU(), nn.Linear(16, 2)), lambda name: split)
@@ -48,6 +67,7 @@ def test_memory_and_work_of_a_small_net_by_hand(monkeypatch: pytest.MonkeyPatch)
         "optimizer": 8 * parameters,
         "average": 4 * parameters,
         "teachers": 4 * parameters,
+        "outer": 0,
         "activations": 4 * micro * (30 + 16),  # the input, and the ReLU's output, which is the next layer's input
         "total": 24 * parameters + 4 * micro * 46,
     }

@@ -67,6 +67,9 @@ def test_two_ranks_equal_one_process_on_the_whole_batch(tmp_path: Path) -> None:
         assert losses[0][0] == losses[1][0] == list(range(1, 13))
         assert losses[1][1] == pytest.approx(losses[0][1], abs=1e-5)
         assert records.read(runs[2][0], f"replica-{index}", "ledger").num_rows == 9, "one row a step, not one a rank"
+        sent = [results[ranks]["replicas"][f"replica-{index}"]["bytes_sent"] for ranks in (1, 2)]
+        gradients = sum(weights.nbytes for weights in one.values())
+        assert sent[1] - sent[0] == 12 * 2 * gradients, "each of both ranks sends the gradients once a step"
 
 
 WHOLE: dict[str, Any] = {

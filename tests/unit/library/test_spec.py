@@ -135,3 +135,27 @@ def test_every_field_is_described() -> None:
     """The JSON Schema is the documentation of the spec: a bare number would leave a user guessing."""
     schema = JobSpec.model_json_schema()
     assert schema["$defs"]["Exchange"]["properties"]["interval_steps"]["description"].startswith("Optimizer steps")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"exchange": {}},
+            "exchange.mode is 'async', and in method 'diloco' .*; set exchange.mode = .lockstep",
+        ),
+        (
+            {"exchange": {"mode": "lockstep", "topology": {"kind": "ring"}}},
+            "exchange.topology is .ring. among 2",
+        ),
+        ({"replicas": {"count": 5}}, "exchange.topology is 'auto' among 5 replicas.* use kind = 'all'"),
+        ({"exchange": {"mode": "lockstep", "max_lag_steps": 3}}, "exchange.max_lag_steps would leave replicas out"),
+        ({"training": {"ema_decay": 0.9}}, "training.ema_decay averages one replica's way"),
+        ({"controls": ["solo"]}, "method 'diloco' has no teachers; leave controls out"),
+    ],
+)
+def test_a_mean_of_all_replicas_or_none(change: dict[str, Any], words: str) -> None:
+    given = {"method": {"kind": "diloco"}, "exchange": {"mode": "lockstep"}}
+    assert parse_spec(given).averages
+    with pytest.raises(SpecError, match=words):
+        parse_spec({**given, **change})
