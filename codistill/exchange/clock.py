@@ -33,6 +33,10 @@ class PublishRule:
             return None
         return max(self.burn_in_steps, step - step % self.interval_steps)
 
+    def half_way(self, step: int) -> bool:
+        """Whether step `step` is in the second half of those between two exchanges."""
+        return 2 * (step % self.interval_steps + 1) > self.interval_steps
+
     def exchange(self, step: int) -> int:
         """How many exchanges lie between the first and the newest before step `step`; 0 during burn-in too."""
         return max(0, step // self.interval_steps - self.burn_in_steps // self.interval_steps)

@@ -12,7 +12,7 @@ from codistill.exchange.shelf import HELD_BY_RANKS, Shelf
 from codistill.exchange.snapshot import Header
 from codistill.exchange.terms import Counters, MailboxSettings, PeerTimeout
 from codistill.exchange.transport import PeerReport, SnapshotUnavailable, Transport
-from codistill.exchange.turns import Turn
+from codistill.exchange.turns import Turn, worth_taking
 from codistill.ranks import Ranks
 from codistill.records import Recorder
 from codistill.spec import replica_name
@@ -84,8 +84,15 @@ class Inbox:
             if not self._leads:  # what the first rank has, so that all have the same
                 candidates = [header for header in candidates if header.id in shelf.wanted]
             newest = max(candidates, key=lambda header: header.id, default=None)
-            if newest is not None and (shelf.newest is None or newest.id > shelf.newest):
+            if newest is None or (shelf.newest is not None and newest.id <= shelf.newest):
+                continue
+            if not (self._leads and self._settings.in_turns) or self._is_worth_taking(newest, shelf):
                 self._take(peer, shelf, newest)
+
+    def _is_worth_taking(self, header: Header, shelf: Shelf) -> bool:
+        rule, step = self._settings.rule, self.step
+        published_in, now = rule.exchange(header.id.version), rule.exchange(step)
+        return worth_taking(published_in, now, taken_in=shelf.taken_in, half_way=rule.half_way(step))
 
     def wait_for(self, version: int) -> bool:
         """Wait for this version of every peer; whether it came, rather than a request to stop."""
@@ -141,6 +148,7 @@ class Inbox:
             with self.lock:
                 if peer in self.turn.now:  # it may have passed meanwhile
                     shelf.put(header, arrays)
+                    shelf.taken_in = self._settings.rule.exchange(self.step)
             return
         self._counters.rejected += 1
         shelf.refused.add(header.id)

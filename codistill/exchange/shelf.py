@@ -50,6 +50,8 @@ class Shelf:
     held: list[tuple[Header, Arrays]] = field(default_factory=list[tuple[Header, Arrays]])
     shown: SnapshotId | None = None
     """The one in use."""
+    taken_in: int | None = None
+    """The exchange in which a snapshot was last put here."""
     refused: set[SnapshotId] = field(default_factory=set[SnapshotId])
     wanted: frozenset[SnapshotId] = frozenset()
     """On ranks other than the first: what the first holds, from which this one should fetch."""

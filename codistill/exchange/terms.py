@@ -81,6 +81,11 @@ class MailboxSettings:
             return False
         return self.max_offset_steps is None or offset_steps <= self.max_offset_steps
 
+    @property
+    def in_turns(self) -> bool:
+        """Whether its teachers change from exchange to exchange."""
+        return len(self.teachers_in(0)) < len(self.teachers)
+
     def teachers_in(self, step: int) -> tuple[int, ...]:
         """Whom it learns from in step `step`."""
         return self.teachers if self.teachers_at is None else self.teachers_at(self.rule.exchange(step))

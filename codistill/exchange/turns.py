@@ -6,6 +6,15 @@ from collections.abc import Container
 from dataclasses import dataclass
 
 
+def worth_taking(published_in: int, now: int, *, taken_in: int | None, half_way: bool) -> bool:
+    """Whether to fetch a snapshot of the exchange numbered `published_in` from one whose turn it is in exchange `now`.
+
+    One a turn, so that what is received does not grow with how teachers and reader happen to be in step: the one of
+    this exchange, or, when half of the turn is over, whatever there is. Meanwhile those before teach on.
+    """
+    return taken_in != now and (published_in >= now or half_way)
+
+
 @dataclass(frozen=True)
 class Turn:
     """Of one replica, as numbers of its peers."""

@@ -43,12 +43,13 @@ def mailbox(
     threaded: bool = False,
     teachers: tuple[int, ...] | None = None,
     teachers_at: Callable[[int], tuple[int, ...]] | None = None,
+    rule: PublishRule = RULE,
 ) -> Mailbox:
     settings = MailboxSettings(
         me=SnapshotId(replica, 1, incarnation, 0),
         teachers=teachers or (1 - replica % 2,),
         teachers_at=teachers_at,
-        rule=RULE,
+        rule=rule,
         mode=mode,  # pyright: ignore[reportArgumentType]
         threaded=threaded,
         precision=precision,
@@ -253,6 +254,35 @@ def test_a_teacher_stays_until_the_next_one_is_there(tmp_path: Path) -> None:
     assert reader._inbox.shelves[1].held == []  # pyright: ignore[reportPrivateUsage]
     assert heard(2) == [(1, 0, True)], "fetched again, since it had been let go"
     assert reader.counters.bytes_received == 3 * sum(p.nbytes for p in module.parameters())
+
+
+def test_in_a_turn_one_snapshot_is_taken_however_teachers_and_reader_are_in_step(tmp_path: Path) -> None:
+    """An exchange every 4 steps; whose turn it is publishes before, during and after it. One model a turn, and the one
+    made for it where that comes in the first half."""
+    hub, module, rule = Hub(), nn.Linear(2, 2), PublishRule(0, 4)
+    reader = mailbox(
+        hub, tmp_path, 0, module, teachers=(1, 2), teachers_at=lambda exchange: (1 + exchange % 2,), rule=rule
+    )
+    one, two = (mailbox(hub, tmp_path, replica, module, rule=rule) for replica in (1, 2))
+    one.publish(0, module)
+    two.publish(0, module)
+
+    def heard(step: int) -> list[tuple[int, int]]:
+        return [(held.header.id.replica, held.header.id.version) for held in reader.read(step)]
+
+    assert [heard(step) for step in range(4)] == [[(1, 0)]] * 4
+    assert heard(4) == [(1, 0)], "2 is not there yet with what belongs to this turn"
+    two.publish(4, module)
+    assert heard(5) == [(2, 4)]
+    two.publish(8, module)
+    assert heard(6) == [(2, 4)], "one is enough"
+    assert heard(8) == heard(9) == [(2, 4)], "1 has nothing newer than version 0"
+    assert heard(10) == [(1, 0)], "half of the turn is over: an old one is better than none"
+    one.publish(12, module)
+    assert heard(11) == [(1, 0)]
+    assert heard(12) == [(1, 0)]
+    assert heard(14) == [(2, 8)]
+    assert reader.counters.bytes_received == 4 * sum(p.nbytes for p in module.parameters())
 
 
 def test_what_arrives_after_its_turn_is_let_go(tmp_path: Path) -> None:
