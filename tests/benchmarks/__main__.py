@@ -8,7 +8,18 @@ import sys
 
 from tests.benchmarks.report import machine
 
-ALL = ("training", "ray_train", "publish", "fetch_swap", "startup")
+ALL = (
+    "training",
+    "ray_train",
+    "exchange_tax",
+    "teacher_tax",
+    "stall",
+    "straggler",
+    "traffic",
+    "publish",
+    "fetch_swap",
+    "startup",
+)
 
 
 def main() -> int:
