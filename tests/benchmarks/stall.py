@@ -12,7 +12,9 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from importlib.util import find_spec
@@ -117,20 +119,35 @@ def peer(run: Path) -> None:
             step += 1
 
 
+@dataclass
+class Stopwatch:
+    """Adds up what calls take: on the clock, and on the processor by this thread alone. The helper thread shares the
+    core here, so that the clock goes on while it checks a snapshot."""
+
+    waited_s: float = 0.0
+    computed_s: float = 0.0
+
+    def time(self, call: Callable[[], Any]) -> None:
+        before = time.thread_time()
+        self.waited_s += seconds(call)
+        self.computed_s += time.thread_time() - before
+
+
 def exchange(run: Path) -> Taken:
     """Whole intervals: all calls into the exchange, all forward passes of the teacher."""
     training = Training()
     peers = joined(training, run, 0)
-    taken: Taken = {CLONE: [], "copy into memory that is held": [], "exchange": [], "teacher's forward passes": []}
+    held, own, forward = "copy into memory that is held", "exchange, processor time", "teacher's forward passes"
+    taken: Taken = {CLONE: [], held: [], "exchange": [], own: [], forward: []}
     for first in range(0, EXCHANGES * INTERVAL_STEPS, INTERVAL_STEPS):
-        waited = heard = 0.0
+        calls, heard = Stopwatch(), 0.0
         for step in range(first, first + INTERVAL_STEPS):
-            waited += seconds(partial(peers.before_step, step))
+            calls.time(partial(peers.before_step, step))
             heard += seconds(lambda: peers.outputs(training.batch))
             training.forward_and_backward()
             training.optimizer.step()
-            waited += seconds(partial(peers.after_step, step))
-        now = (seconds(training.clone), seconds(training.copy), waited, heard)
+            calls.time(partial(peers.after_step, step))
+        now = (seconds(training.clone), seconds(training.copy), calls.waited_s, calls.computed_s, heard)
         for values, value in zip(taken.values(), now, strict=True):
             values.append(value)
     return taken
