@@ -8,7 +8,19 @@ import sys
 
 from tests.benchmarks.report import machine
 
-ALL = ("training", "ray_train", "publish", "fetch_swap", "startup", "many_replicas")
+ALL = (
+    "training",
+    "ray_train",
+    "exchange_tax",
+    "teacher_tax",
+    "stall",
+    "straggler",
+    "traffic",
+    "publish",
+    "fetch_swap",
+    "startup",
+    "many_replicas",
+)
 
 
 def main() -> int:

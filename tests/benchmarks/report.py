@@ -42,6 +42,17 @@ def interleaved(contenders: Mapping[str, Callable[[], float]], rounds: int) -> d
     return taken
 
 
+def beside_first(taken: Mapping[str, Sequence[float]]) -> list[list[str]]:
+    """Of each contender its name, its ms, and how many times as fast as the first it was: the median over pairs of
+    neighbours in time, since the machine drifts. The first round, which warms up, is left out."""
+    first = next(iter(taken.values()))[1:]
+    rows: list[list[str]] = []
+    for name, values in taken.items():
+        ratios = [base / own for base, own in zip(first, values[1:], strict=True)]
+        rows.append([name, spread([1000 * value for value in values[1:]], ".1f"), spread(ratios)])
+    return rows
+
+
 def spread(values: Sequence[float], form: str = ".3f") -> str:
     """The median, and the range in which all lay."""
     return f"{statistics.median(values):{form}} ({min(values):{form}}–{max(values):{form}})"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from codistill.batch import Batch, as_outputs
 from codistill.data.catalog import find_dataset
 from codistill.data.home import DataError
 from codistill.data.loader import read_ahead, training_batches
-from codistill.exchange.transport import Hub, MemoryTransport
+from codistill.exchange.transport import Connect, Hub, MemoryTransport
 from codistill.phase import Replica
 from codistill.randomness import Name
 from codistill.recipes import Recipe, open_recipe
@@ -36,7 +35,7 @@ from codistill.replica import replica_turns
 from codistill.run_dir import RunDir
 from codistill.spec import Loader, SameSet
 from codistill.spec_errors import parse_spec
-from tests.benchmarks.report import interleaved, seconds, spread, table
+from tests.benchmarks.report import beside_first, interleaved, seconds, table
 
 RECIPES = {
     "images, CNN": {"kind": "images", "shift_pixels": 2, "flip": True},
@@ -149,12 +148,17 @@ def product(recipe: Recipe, held: Sequence[Batch], size: int, storage: Path) -> 
     run = RunDir(storage, "benchmark")
     run.create(spec)
     run.start_attempt(1, 0.0)
+    hub = Hub()
+    return replica(run, 0, recipe, held, lambda scope: MemoryTransport(hub, 0, keep=scope.keep))
+
+
+def replica(run: RunDir, index: int, recipe: Recipe, held: Sequence[Batch], connect: Connect) -> Arm:
+    """A replica of `run` at its first step, on batches that lie ready."""
     split = HeldSplit(held)
     own = OwnRecipe(recipe.classes, recipe.build_model, lambda name: split, recipe.task_loss)
     training.open_recipe = lambda spec: own  # pyright: ignore[reportPrivateImportUsage]
-    hub = Hub()
-    turns = replica_turns(run, fence=1, index=0, connect=lambda scope: MemoryTransport(hub, 0, keep=scope.keep))
-    next(turns)  # at the first step
+    turns = replica_turns(run, fence=1, index=index, connect=connect)
+    next(turns)
 
     def advance() -> None:
         next(turns)
@@ -184,15 +188,7 @@ def rows(name: str, arms: dict[str, Arm]) -> list[Sequence[str]]:
     first = next(iter(arms))
     steps = max(1, round(CHUNK_S / arms[first].chunk(3)))
     taken = interleaved({arm: partial(opened.chunk, steps) for arm, opened in arms.items()}, ROUNDS)
-    ratios = {
-        # Of neighbours in time, since the machine drifts.
-        arm: [base / own for base, own in zip(taken[first][1:], values[1:], strict=True)]
-        for arm, values in taken.items()
-    }
-    return [
-        [name, arm, spread([1000 * value for value in values[1:]], ".1f"), f"{statistics.median(ratios[arm]):.3f}"]
-        for arm, values in taken.items()
-    ]
+    return [[name, *row] for row in beside_first(taken)]
 
 
 if __name__ == "__main__":
