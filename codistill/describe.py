@@ -9,21 +9,26 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from codistill.batch import as_outputs
+from codistill.cost import PhaseCost, cost_of
 from codistill.exchange.weights import bytes_published
+from codistill.methods import plan
+from codistill.methods.common import TRAIN
 from codistill.numerics import all_reduce_bytes
+from codistill.phase import Learner, Replica
 from codistill.recipes import RecipeUnavailable, open_recipe
 from codistill.recipes.base import Recipe
-from codistill.spec import AdamW, DiLoCo, JobSpec
+from codistill.spec import DiLoCo, JobSpec
 from codistill.spec_errors import SpecError, load_spec, parse_spec
-from codistill.throughput import TRAINING_FACTOR, forward_flops
+from codistill.throughput import forward_flops
 from codistill.topology import teachers_of
 
 EXIT_BAD_SPEC, EXIT_UNAVAILABLE = 2, 3
@@ -34,6 +39,7 @@ class Memory:
     """Bytes of one rank while it trains, by what they hold; the framework's own and what is cached are not in it."""
 
     weights: int
+    """Of the learner, and of those of phases before, which stay."""
     gradients: int
     optimizer: int
     average: int
@@ -52,73 +58,72 @@ class Memory:
 
 def describe(spec: JobSpec) -> dict[str, Any]:
     """What a job of this spec trains, sends and takes. Raises `RecipeUnavailable`, and `ValueError` for options that a
-    recipe does not take."""
+    recipe does not take, or a recipe that has not what the method needs."""
     recipe = open_recipe(spec)
     with torch.device("meta"):
         model = recipe.build_model()
     model.to("meta")  # what was put elsewhere by name
-    taps, activations = _forward(
-        recipe, model, spec.training.batch_size // spec.replicas.ranks // spec.training.accumulate
-    )
-    weights, buffers = _bytes(model.parameters()), _bytes(model.buffers())
     everyone = range(spec.replicas.count) if spec.exchanges else ()
     peers = max((len(teachers_of(spec.exchange.topology, r, spec.replicas.count)) for r in everyone), default=0)
     teachers = 0 if spec.averages else peers
     snapshot = bytes_published(model, spec.exchange.precision)
-    flops = forward_flops(model, recipe.example(1))
-    memory = Memory(
-        weights=weights + buffers,
-        gradients=weights,
-        optimizer=(2 if isinstance(spec.training.optimizer, AdamW) else 1) * weights,
-        average=0 if spec.training.ema_decay is None else weights + buffers,
-        teachers=teachers * (weights + buffers),
-        outer=2 * weights if isinstance(spec.method, DiLoCo) else 0,
-        activations=activations,
-    )
+    costs = costs_of(spec, recipe, teachers)
+    micros = spec.replicas.ranks * spec.training.accumulate
+    memory = max(memories(spec, list(costs.values())), key=lambda one: one.total)
     return {
         "recipe": spec.recipe.kind,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "classes": recipe.classes,
         "unit": recipe.unit,
         "units_per_sample": recipe.units_per_sample,
-        "taps": taps,
+        "taps": {name: list(tap.shape[1:]) for name, tap in as_outputs(model(example_of(recipe, 2))).items()},
         "teachers_per_replica": teachers,
         "bytes_per_snapshot": snapshot,
         "bytes_received_per_exchange": peers * snapshot,
-        "gradient_bytes_per_step": all_reduce_bytes(weights, spec.replicas.ranks),
-        "forward_flops_per_sample": flops,
-        "training_flops_per_step": TRAINING_FACTOR * flops * spec.training.batch_size
-        + teachers * flops * spec.training.batch_size,
+        "gradient_bytes_per_step": all_reduce_bytes(costs[TRAIN].gradients_bytes, spec.replicas.ranks),
+        "forward_flops_per_sample": forward_flops(model, recipe.example(1)),
+        "phases": {
+            name: {
+                "steps": cost.steps,
+                "parameters": cost.parameters,
+                "flops_per_step": micros * cost.flops,
+                "teachers_flops_per_step": micros * cost.teachers_flops,
+            }
+            for name, cost in costs.items()
+        },
         "memory_bytes_per_rank": {**asdict(memory), "total": memory.total},
     }
 
 
-def _forward(recipe: Recipe, model: nn.Module, samples: int) -> tuple[dict[str, list[int]], int]:
-    """Shapes of the taps for a batch of `samples`, and the bytes that autograd keeps for its backward pass."""
-    example = recipe.example(samples)
-    # By storage, since several views of one are often kept, and alive, since a storage may take another's place.
-    kept: dict[int, Tensor] = {}
-    owned = {_storage(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in owned:
-            kept.setdefault(_storage(tensor), tensor)
-        return tensor
-
-    model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        outputs = as_outputs(model(example.views["x"].to("meta")))
-    return {name: list(tap.shape[1:]) for name, tap in outputs.items()}, sum(
-        one.untyped_storage().nbytes() for one in kept.values()
-    )
+def costs_of(spec: JobSpec, recipe: Recipe, peers: int) -> dict[str, PhaseCost]:
+    """What each phase takes of the first rank of the first replica, with so many peers heard."""
+    samples = spec.training.batch_size // spec.replicas.ranks // spec.training.accumulate
+    finished: dict[str, Learner] = {}
+    costs: dict[str, PhaseCost] = {}
+    for phase in plan(spec, recipe, Replica(0, spec.replicas.count, spec.seed, 0, spec.replicas.ranks)):
+        costs[phase.name], finished[phase.name] = cost_of(phase, finished, recipe.example(samples), peers)
+    return costs
 
 
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)  # pyright: ignore[reportPrivateUsage] - the only name a storage has
+def memories(spec: JobSpec, costs: Sequence[PhaseCost]) -> Iterator[Memory]:
+    """Of each phase."""
+    before = 0
+    for cost in costs:
+        yield Memory(
+            weights=before + cost.weights_bytes,
+            gradients=cost.gradients_bytes,
+            optimizer=cost.optimizer_bytes,
+            average=0 if spec.training.ema_decay is None else cost.weights_bytes,
+            teachers=cost.teachers_bytes,
+            outer=2 * cost.gradients_bytes if isinstance(spec.method, DiLoCo) else 0,
+            activations=cost.activations_bytes,
+        )
+        before += cost.weights_bytes
 
 
-def _bytes(tensors: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def example_of(recipe: Recipe, samples: int) -> Tensor:
+    """What the model is shown, on the meta device."""
+    return recipe.example(samples).views["x"].to("meta")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -40,7 +40,7 @@ def test_replicas_that_are_averaged_have_peers_but_no_teachers(tmp_path: Path) -
     assert facts["bytes_received_per_exchange"] * 6 == results[0]["bytes_received"]  # versions 2, 4, ..., 12
     assert facts["bytes_received_per_exchange"] == 2 * facts["bytes_per_snapshot"]
     assert (facts["teachers_per_replica"], facts["memory_bytes_per_rank"]["teachers"]) == (0, 0)
-    assert facts["training_flops_per_step"] == plain["training_flops_per_step"]
+    assert facts["phases"] == plain["phases"]
     more = facts["memory_bytes_per_rank"]["total"] - plain["memory_bytes_per_rank"]["total"]
     assert more == facts["memory_bytes_per_rank"]["outer"] == 2 * 4 * facts["parameters"]
 
@@ -60,7 +60,9 @@ def test_memory_and_work_of_a_small_net_by_hand(monkeypatch: pytest.MonkeyPatch)
     facts = describe(small_spec(training=training))
     parameters = 30 * 16 + 16 + 16 * 2 + 2
     assert facts["parameters"] == parameters
-    micro = 4
+    # The input, the ReLU's output (which is the next layer's input), the student's log-probabilities of the label loss
+    # and of the teacher's, the teacher's own, the labels, and what they are divided by.
+    kept = 4 * (4 * (30 + 16) + 3 * 4 * 2) + 8 * 4 + 4
     assert facts["memory_bytes_per_rank"] == {
         "weights": 4 * parameters,
         "gradients": 4 * parameters,
@@ -68,12 +70,39 @@ def test_memory_and_work_of_a_small_net_by_hand(monkeypatch: pytest.MonkeyPatch)
         "average": 4 * parameters,
         "teachers": 4 * parameters,
         "outer": 0,
-        "activations": 4 * micro * (30 + 16),  # the input, and the ReLU's output, which is the next layer's input
-        "total": 24 * parameters + 4 * micro * 46,
+        "activations": kept,
+        "total": 24 * parameters + kept,
     }
-    forward = 2 * (30 * 16 + 16 * 2)
+    forward, to_the_hidden_layer = 2 * (30 * 16 + 16 * 2), 2 * 16 * 2
     assert facts["forward_flops_per_sample"] == forward
-    assert facts["training_flops_per_step"] == 8 * forward * (3 + 1)
+    train = facts["phases"]["train"]
+    assert (train["parameters"], train["steps"]) == (parameters, 12)
+    assert train["flops_per_step"] == 8 * (2 * forward + to_the_hidden_layer), "the input needs no gradient"
+    assert train["teachers_flops_per_step"] == 8 * forward
+
+
+def kinds(**change: Any) -> dict[str, Any]:
+    return describe(small_spec(**change))
+
+
+def test_methods_of_several_networks_and_phases_take_what_their_parts_do() -> None:
+    solo = kinds(method={"kind": "solo"})
+    of_one = solo["phases"]["train"]["flops_per_step"]
+    three = kinds(method={"kind": "deep_mutual_learning", "nets": 3})["phases"]["train"]
+    assert (three["parameters"], three["flops_per_step"]) == (3 * solo["parameters"], 3 * of_one)
+    wide = {"kind": "digits", "width": 8, "train_size": 200}
+    first = {"kind": "trained_first", "steps": 7, "recipe": wide}
+    distilled = kinds(method={"kind": "knowledge_distillation", "teacher": first})
+    teacher, student = distilled["phases"]["teacher"], distilled["phases"]["train"]
+    alone = kinds(recipe=wide, method={"kind": "solo"})
+    assert teacher == {**alone["phases"]["train"], "steps": 7}
+    assert student["flops_per_step"] == of_one
+    assert student["teachers_flops_per_step"] == 16 * alone["forward_flops_per_sample"]
+    memory, plain = distilled["memory_bytes_per_rank"], solo["memory_bytes_per_rank"]
+    largest = max(alone["memory_bytes_per_rank"]["total"], plain["total"] + alone["memory_bytes_per_rank"]["weights"])
+    assert memory["total"] == pytest.approx(largest, abs=4 * 16 * 10 * 4), "but for what the divergence keeps"
+    critics = kinds(method={"kind": "afd"})["phases"]["train"]
+    assert critics["flops_per_step"] > 2 * 2 * of_one, "two networks go forward and back twice"
 
 
 def test_the_command_needs_no_data_and_says_what_is_wrong(
