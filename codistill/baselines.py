@@ -46,6 +46,6 @@ def baseline_of(spec: JobSpec, baseline: Baseline) -> JobSpec:
 
 
 def _all_at_once(exchange: dict[str, Any]) -> dict[str, Any]:
-    """As often and by the same way, between all, each waiting for the others."""
-    kept = {key: exchange[key] for key in ("transport", "interval_steps")}
+    """As often, by the same way and in the same precision, between all, each waiting for the others."""
+    kept = {key: exchange[key] for key in ("transport", "interval_steps", "precision")}
     return {**kept, "topology": {"kind": "all"}, "mode": "lockstep"}

@@ -45,8 +45,9 @@ def why_not_averaged(method: LocalSgd | DiLoCo, exchange: Exchange, training: Tr
             f"exchange.topology is '{topology.kind}' among {replicas} replicas, and method '{kind}' averages all of"
             " them; use kind = 'all'"
         )
-    if exchange.max_lag_steps is not None:
-        return f"exchange.max_lag_steps would leave replicas out of the mean of method '{kind}'; leave it out"
+    for key in ("max_lag_steps", "max_offset_steps"):
+        if getattr(exchange, key) is not None:
+            return f"exchange.{key} would leave replicas out of the mean of method '{kind}'; leave it out"
     if training.ema_decay is not None:
         return (
             f"training.ema_decay averages one replica's way through training, which method '{kind}' interrupts at every"

@@ -31,6 +31,7 @@ from tests.benchmarks.training import HELD, MANY_STEPS, Arm, available, batch_si
 
 SPAWN = multiprocessing.get_context("spawn")
 INTERVAL_STEPS = 50
+IN_ALL_S, MIN_ROUNDS = 90.0, 8
 OpenArm = Callable[[], Arm]
 
 
@@ -101,13 +102,19 @@ def _settle(core: int) -> None:
     torch.set_num_threads(1)
 
 
-def in_turns(arms: Mapping[str, OpenArm], *, steps: int, rounds: int, core: int) -> dict[str, list[float]]:
-    """Seconds per step of each arm, chunk by chunk."""
+def in_turns(arms: Mapping[str, OpenArm], *, steps: int, core: int) -> dict[str, list[float]]:
+    """Seconds per step of each arm, chunk by chunk; as many rounds as there is time for."""
     with ExitStack() as stack:
         contenders = {name: Contender(open_arm, core) for name, open_arm in arms.items()}
         for contender in contenders.values():
             stack.callback(contender.close)
-        return interleaved({name: partial(c.chunk, steps) for name, c in contenders.items()}, rounds)
+        return interleaved_for({name: partial(c.chunk, steps) for name, c in contenders.items()}, steps)
+
+
+def interleaved_for(chunks: Mapping[str, Callable[[], float]], steps: int) -> dict[str, list[float]]:
+    """Rounds that take `IN_ALL_S` together, and seven at least."""
+    round_s = sum(chunk() * steps for chunk in chunks.values())
+    return interleaved(chunks, max(MIN_ROUNDS, round(IN_ALL_S / round_s)))
 
 
 # ---------------------------------------------------------------- replicas

@@ -25,8 +25,6 @@ from tests.benchmarks.contenders import (
 )
 from tests.benchmarks.report import beside_first, table
 
-ROUNDS = 24
-
 
 def main() -> None:
     (name, size), (core, other) = first_recipe(), two_cores()
@@ -38,7 +36,7 @@ def main() -> None:
             "exchange, nobody asked": partial(open_replica, pair, 0, name, size, asks=False),
         }
         with working(partial(train_for_ever, pair, 1, name, size), other):
-            taken = in_turns(arms, steps=INTERVAL_STEPS, rounds=ROUNDS, core=core)
+            taken = in_turns(arms, steps=INTERVAL_STEPS, core=core)
     title = f"Exchange tax, {name}, batch {size}, an exchange in {INTERVAL_STEPS} steps (aim: >= 0.98)"
     print(
         table(title, ["training", "ms a step: median (range)", "of the steps/s alone"], beside_first(taken)), flush=True

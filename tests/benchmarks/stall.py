@@ -25,12 +25,15 @@ import torch
 from torch import Tensor, nn
 
 import codistill
+from codistill.exchange.transport import Connect, connect_files
+from tests.benchmarks.cluster import small_cluster
 from tests.benchmarks.contenders import SPAWN, two_cores, working
 from tests.benchmarks.model import WIDTH, WORDS, big_model
 from tests.benchmarks.report import seconds, spread, table
 
 EXCHANGES, INTERVAL_STEPS, WARM_UP = 12, 4, 2
 WORDS_SHOWN = 64
+NAMESPACE = "benchmark"
 CLONE = "one clone of the weights"
 Taken = dict[str, list[float]]
 
@@ -38,8 +41,13 @@ Taken = dict[str, list[float]]
 def main() -> None:
     core, other = two_cores()
     with tempfile.TemporaryDirectory() as folder:
-        with working(partial(peer, Path(folder) / "run"), other):
-            rows = measured_rows(partial(exchange, Path(folder) / "run"), core)
+        rows = [[f"files: {row[0]}", *row[1:]] for row in rows_of_exchange(Path(folder) / "files", None)]
+        with small_cluster(object_store_bytes=2 * 10**9) as address:
+            from cluster.directory import start_directory
+
+            directory = start_directory(NAMESPACE)
+            rows += [[f"object store: {row[0]}", *row[1:]] for row in rows_of_exchange(Path(folder) / "store", address)]
+            del directory
         if find_spec("torchft") is None:
             print("torchft is left out; to have it beside: pip install torchft==0.2.0", file=sys.stderr)
         else:
@@ -50,6 +58,12 @@ def main() -> None:
         " (aim: exchange <= 1.4 clones of the weights)"
     )
     print(table(title, ["what", "ms: median (range)", "clones"], rows), flush=True)
+
+
+def rows_of_exchange(run: Path, ray_address: str | None) -> list[list[str]]:
+    core, other = two_cores()
+    with working(partial(peer, run, ray_address), other):
+        return measured_rows(partial(exchange, run, ray_address), core)
 
 
 def measured_rows(measure: Callable[[], Taken], core: int) -> list[list[str]]:
@@ -103,15 +117,31 @@ class Training:
 # ---------------------------------------------------------------- ours
 
 
-def joined(training: Training, run: Path, replica: int) -> Any:
+def joined(training: Training, run: Path, replica: int, ray_address: str | None) -> Any:
+    """Through files, or through the object store of a cluster."""
     return codistill.join(
-        training.model, run, replica=replica, replicas=2, burn_in_steps=0, interval_steps=INTERVAL_STEPS
+        training.model,
+        run,
+        replica=replica,
+        replicas=2,
+        burn_in_steps=0,
+        interval_steps=INTERVAL_STEPS,
+        connect=connect_files if ray_address is None else object_store(ray_address),
     )
 
 
-def peer(run: Path) -> None:
+def object_store(ray_address: str) -> Connect:
+    import ray
+
+    from cluster.transport import ObjectStoreTransport
+
+    ray.init(address=ray_address, log_to_driver=False, configure_logging=False)
+    return lambda scope: ObjectStoreTransport(scope.run, scope.index, namespace=NAMESPACE, keep=scope.keep)
+
+
+def peer(run: Path, ray_address: str | None) -> None:
     training, step = Training(), 0
-    with joined(training, run, 1) as peers:
+    with joined(training, run, 1, ray_address) as peers:
         while True:
             training.forward_and_backward()
             training.optimizer.step()
@@ -133,10 +163,10 @@ class Stopwatch:
         self.computed_s += time.thread_time() - before
 
 
-def exchange(run: Path) -> Taken:
+def exchange(run: Path, ray_address: str | None) -> Taken:
     """Whole intervals: all calls into the exchange, all forward passes of the teacher."""
     training = Training()
-    peers = joined(training, run, 0)
+    peers = joined(training, run, 0, ray_address)
     held, own, forward = "copy into memory that is held", "exchange, processor time", "teacher's forward passes"
     taken: Taken = {CLONE: [], held: [], "exchange": [], own: [], forward: []}
     for first in range(0, EXCHANGES * INTERVAL_STEPS, INTERVAL_STEPS):
@@ -166,7 +196,7 @@ def torchft_rows(core: int, other: int) -> list[list[str]]:
             rows = measured_rows(partial(local_sgd, lighthouse.address(), 0, together), core)
     finally:
         lighthouse.shutdown()
-    return [[f"torchft {row[0]}", *row[1:]] for row in rows]
+    return [[f"torchft: {row[0]}", *row[1:]] for row in rows]
 
 
 def local_sgd(lighthouse: str, replica: int, together: Any) -> Taken:

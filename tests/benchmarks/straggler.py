@@ -23,15 +23,16 @@ from tests.benchmarks.contenders import (
     PAIR,
     Contender,
     first_recipe,
+    interleaved_for,
     new_job,
     open_replica,
     train_for_ever,
     two_cores,
     working,
 )
-from tests.benchmarks.report import beside_first, interleaved, spread, table
+from tests.benchmarks.report import beside_first, spread, table
 
-ROUNDS, BURNERS = 24, 3
+BURNERS = 3
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def main() -> None:
             return taken
 
         arms = {"peer at full speed": partial(chunk, False), "peer slowed down": partial(chunk, True)}
-        taken = interleaved(arms, ROUNDS)
+        taken = interleaved_for(arms, INTERVAL_STEPS)
     speeds = [spread(values[1:], ".1f") for values in peers_speed.values()]
     rows = [[*row, speed] for row, speed in zip(beside_first(taken), speeds, strict=True)]
     title = f"Straggler, {name}, batch {size}, async (aim: >= 0.97 with a peer at a quarter of its speed)"

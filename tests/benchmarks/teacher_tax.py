@@ -36,8 +36,6 @@ from tests.benchmarks.contenders import (
 from tests.benchmarks.report import beside_first, table
 from tests.benchmarks.training import Arm
 
-ROUNDS = 16
-
 
 def main() -> None:
     (name, size), (core, other) = first_recipe(), two_cores()
@@ -51,7 +49,7 @@ def main() -> None:
             "mutual learning, shared logits": partial(mutual_learning, name, size, fresh=False),
         }
         with working(partial(train_for_ever, pair, 1, name, size), other):
-            taken = in_turns(arms, steps=INTERVAL_STEPS, rounds=ROUNDS, core=core)
+            taken = in_turns(arms, steps=INTERVAL_STEPS, core=core)
     title = (
         f"Teacher tax, {name}, batch {size}: one step of a model"
         " (aims: one teacher takes <= 1.40 of alone, <= 1.05 of mutual learning with fresh logits)"

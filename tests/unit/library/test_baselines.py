@@ -16,7 +16,10 @@ GIVEN: dict[str, Any] = {
     "name": "pair", "seed": 5, "data": {"kind": "disjoint"}, "controls": ["solo"],
     "training": {"steps": 70, "batch_size": 24, "accumulate": 2, "optimizer": {"kind": "adamw"}},
     "replicas": {"count": 3, "ranks": 2, "cpus": 0.5},
-    "exchange": {"interval_steps": 20, "max_lag_steps": 60, "topology": {"kind": "ring"}},
+    "exchange": {
+        "interval_steps": 20, "max_lag_steps": 60, "max_offset_steps": 70, "topology": {"kind": "ring"},
+        "precision": "bf16", "transport": {"kind": "files"},
+    },
 }  # fmt: skip
 
 
@@ -64,6 +67,7 @@ def test_averaging_is_as_often_and_by_the_same_way(baseline: Baseline, method: d
         "exchange.topology": {"kind": "all"},
         "exchange.mode": "lockstep",
         "exchange.max_lag_steps": None,
+        "exchange.max_offset_steps": None,
     }
 
 
