@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from codistill.batch import as_outputs
+from codistill.exchange.predictions import form_of
 from codistill.exchange.weights import bytes_published
 from codistill.numerics import all_reduce_bytes
 from codistill.recipes import RecipeUnavailable, open_recipe
 from codistill.recipes.base import Recipe
-from codistill.spec import AdamW, DiLoCo, JobSpec
+from codistill.spec import AdamW, DiLoCo, Installed, JobSpec
 from codistill.spec_errors import SpecError, load_spec, parse_spec
 from codistill.throughput import TRAINING_FACTOR, forward_flops
-from codistill.topology import teachers_of
+from codistill.topology import all_teachers_of, teachers_of
 
 EXIT_BAD_SPEC, EXIT_UNAVAILABLE = 2, 3
 
@@ -39,7 +40,7 @@ class Memory:
     average: int
     teachers: int
     """On the CPU they are mapped from the exchange and shared by all readers of a node; on a GPU, or where they travel
-    in another precision, they are copies."""
+    in another precision, they are copies. Of predictions: what each peer said of each sample, once all were seen."""
     outer: int
     """Weights and momentum of DiLoCo's outer optimizer."""
     activations: int
@@ -64,14 +65,20 @@ def describe(spec: JobSpec) -> dict[str, Any]:
     everyone = range(spec.replicas.count) if spec.exchanges else ()
     peers = max((len(teachers_of(spec.exchange.topology, r, spec.replicas.count)) for r in everyone), default=0)
     teachers = 0 if spec.averages else peers
-    snapshot = bytes_published(model, spec.exchange.precision)
+    of_teachers = teachers * (weights + buffers)
+    snapshot, evaluated = bytes_published(model, spec.exchange.precision), teachers
+    form = form_of(spec.exchange.currency, recipe.classes, tuple(recipe.example(1).y.shape[1:]))
+    if form is not None and everyone:
+        peers = max(len(all_teachers_of(spec.exchange.topology, r, spec.replicas.count)) for r in everyone)
+        snapshot, evaluated = spec.exchange.interval_steps * spec.training.batch_size * form.sent_bytes, 0
+        of_teachers = peers * samples_seen(spec) * form.row_bytes
     flops = forward_flops(model, recipe.example(1))
     memory = Memory(
         weights=weights + buffers,
         gradients=weights,
         optimizer=(2 if isinstance(spec.training.optimizer, AdamW) else 1) * weights,
         average=0 if spec.training.ema_decay is None else weights + buffers,
-        teachers=teachers * (weights + buffers),
+        teachers=of_teachers,
         outer=2 * weights if isinstance(spec.method, DiLoCo) else 0,
         activations=activations,
     )
@@ -88,9 +95,16 @@ def describe(spec: JobSpec) -> dict[str, Any]:
         "gradient_bytes_per_step": all_reduce_bytes(weights, spec.replicas.ranks),
         "forward_flops_per_sample": flops,
         "training_flops_per_step": TRAINING_FACTOR * flops * spec.training.batch_size
-        + teachers * flops * spec.training.batch_size,
+        + evaluated * flops * spec.training.batch_size,
         "memory_bytes_per_rank": {**asdict(memory), "total": memory.total},
     }
+
+
+def samples_seen(spec: JobSpec) -> int:
+    """How many samples a replica sees at most."""
+    drawn = spec.training.steps * spec.training.batch_size
+    size = None if isinstance(spec.recipe, Installed) else spec.recipe.train_size
+    return drawn if size is None else min(drawn, size)
 
 
 def _forward(recipe: Recipe, model: nn.Module, samples: int) -> tuple[dict[str, list[int]], int]:
