@@ -16,7 +16,7 @@ from codistill.batch import Batch, Outputs, as_outputs
 from codistill.companion import Opening
 from codistill.data.home import DataError
 from codistill.phase import Artifacts, Learner, Phase, Step
-from codistill.teachers import Frozen, Peers
+from codistill.teachers import Frozen, PeerPredictions, Peers
 from codistill.work import OpenGroup, PhaseInProgress
 
 META = torch.device("meta")
@@ -56,6 +56,9 @@ def cost_of(phase: Phase, finished: Mapping[str, Learner], batch: Batch, peers: 
     with counter, torch.no_grad():
         targets = {name: [_said(module, batch) for module in modules] for name, modules in teachers.items()}
     teachers_flops = int(counter.get_total_flops())
+    for source in phase.teachers:
+        if isinstance(source, PeerPredictions):
+            targets[source.name] = [_stored(next(iter(learner.values())), batch)] * peers
     counter = FlopCounterMode(display=False)
     with counter:
         kept = [_activations(phase, number, work, batch, targets) for number in range(len(phase.updates))]
@@ -94,7 +97,23 @@ def _opening(learner: Learner, finished: Mapping[str, Learner]) -> Opening:
     def refuse(*_: object) -> Any:
         raise AssertionError("a frozen teacher exchanges nothing")
 
-    return Opening(learner, finished, refuse, lambda module: module, refuse, storage=Path("/nowhere"))
+    return Opening(
+        learner=learner,
+        finished=finished,
+        build_part=refuse,
+        place=lambda module: module,
+        open_mailbox=refuse,
+        open_predictions=refuse,
+        storage=Path("/nowhere"),
+    )
+
+
+def _stored(module: nn.Module, batch: Batch) -> Outputs:
+    """What stored predictions of models like `module` look like."""
+    with torch.no_grad():
+        logits = _said(module, batch)["logits"]
+    every = torch.ones(len(batch), dtype=torch.bool, device=META)
+    return {"logits": logits, "found": every, "age_steps": every.long()}
 
 
 def _said(module: nn.Module, batch: Batch) -> Outputs:

@@ -8,7 +8,6 @@ from typing import Literal
 
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.snapshot import SnapshotId
-from codistill.spec import TravelPrecision
 
 
 class StopRequested(Exception):
@@ -37,6 +36,12 @@ class Counters:
     """Own snapshots replaced by a newer one before they could be announced."""
     gradient_bytes: int = 0
     """How much of what was sent, and received, are gradients among this replica's own ranks."""
+    missed: int = 0
+    """Snapshots of peers that were never used, where each counts: gone before they could be taken, or refused."""
+    predictions_found: int = 0
+    """Look-ups of a sample among what a peer has said that found something, on this rank."""
+    predictions_missed: int = 0
+    """Those that found nothing, or too old."""
     quarantined: int = 0
     """Replicas in quarantine now, this one included."""
     readmitted: int = 0
@@ -54,7 +59,10 @@ class Counters:
         self.gradient_bytes += num_bytes
 
     def as_metrics(self) -> dict[str, float]:
-        return {f"exchange/{name}": float(value) for name, value in vars(self).items()}
+        """By name; what concerns predictions under `predictions/`, once one has been asked for."""
+        values = {f"exchange/{name}": float(value) for name, value in vars(self).items()}
+        found, missed = (values.pop(f"exchange/predictions_{name}") for name in ("found", "missed"))
+        return values if found + missed == 0 else values | {"predictions/found": found, "predictions/missed": missed}
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,6 @@ class MailboxSettings:
     rule: PublishRule
     mode: Literal["async", "lockstep"]
     threaded: bool
-    precision: TravelPrecision = "fp32"
     max_lag_steps: int | None = None
     max_offset_steps: int | None = None
     timeout_s: float = 120.0

@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from codistill.spec.averaging import DiLoCo, LocalSgd, why_not_averaged
 from codistill.spec.base import NAME_PATTERN, Spec
-from codistill.spec.exchange import Exchange, MemoryTransport, misfit
+from codistill.spec.exchange import Exchange, MemoryTransport, Predictions, misfit
+from codistill.spec.joining import why_not_joined
 from codistill.spec.methods import (
     DEFAULT_BURN_IN_FRACTION,
     Arm,
@@ -73,6 +74,10 @@ class JobSpec(Spec):
             )
         if self.exchanges and (problem := misfit(self.exchange.topology, self.replicas.count)) is not None:
             raise ValueError(f"exchange.{problem}")
+        if isinstance(self.method, Codistillation) and isinstance(self.exchange.currency, Predictions):
+            problem = why_not_joined(self.exchange.currency, self.exchange, self.method, self.recipe, self.data)
+            if problem is not None:
+                raise ValueError(problem)
         for control in self.controls:
             if self.controls.count(control) > 1:
                 raise ValueError(f"controls names '{control}' twice; each control is trained once")
