@@ -152,7 +152,7 @@ def test_every_field_is_described() -> None:
         ({"exchange": {"mode": "lockstep", "max_lag_steps": 3}}, "exchange.max_lag_steps would leave replicas out"),
         (
             {"exchange": {"mode": "lockstep", "max_offset_steps": 3}},
-            "exchange.max_offset_steps would leave replicas out",
+            "max_offset_steps would leave replicas out",
         ),
         (
             {"exchange": {"mode": "lockstep", "currency": {"kind": "predictions"}}},
