@@ -88,7 +88,7 @@ class Averaging:
 class OpenAveraging(Companion):
     """The rule at work in one replica, in lockstep with its peers."""
 
-    def __init__(self, how: Averaging, learner: nn.Module, mailbox: Mailbox) -> None:
+    def __init__(self, how: Averaging, learner: nn.Module, mailbox: Mailbox[nn.Module]) -> None:
         self._how, self._rule, self._learner, self._mailbox = how, how.rule, learner, mailbox
         self._before: Weights = {}
         self._velocity: Weights = {}

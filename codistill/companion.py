@@ -29,7 +29,7 @@ class Opening:
     """A fresh module of the learner's part of that name, on the replica's device."""
     place: Callable[[nn.Module], nn.Module]
     """Puts a module where the replica computes, compiled where that is asked for."""
-    open_mailbox: Callable[[nn.Module, PublishRule], Mailbox]
+    open_mailbox: Callable[[nn.Module, PublishRule], Mailbox[nn.Module]]
     """The replica's end of the exchange, for the module it shows and expects of its peers."""
     storage: Path
     """Where the runs of other jobs lie."""

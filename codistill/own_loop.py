@@ -27,6 +27,7 @@ from codistill.exchange.opening import Member, open_mailbox
 from codistill.exchange.snapshot import SnapshotId
 from codistill.exchange.terms import Counters
 from codistill.exchange.transport import Connect, connect_files
+from codistill.exchange.weights import OfWeights
 from codistill.peers import PeerTeachers, Pull
 from codistill.ranks import Ranks
 from codistill.records import LEDGER, Recorder
@@ -131,7 +132,7 @@ def join(
             max_lag_steps=max_lag_steps,
             max_offset_steps=max_offset_steps,
         ),
-        bare,
+        OfWeights(bare, precision),
         PublishRule(burn_in_steps, interval_steps),
         checkpoint_interval_steps=CHECKPOINT_INTERVAL_STEPS,
         timeout_s=timeout_s,

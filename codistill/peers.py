@@ -51,7 +51,7 @@ class PeerTeachers(Teacher):
 
     def __init__(
         self,
-        mailbox: Mailbox,
+        mailbox: Mailbox[nn.Module],
         model: nn.Module,
         build: Callable[[], nn.Module],
         forward: Forward,

@@ -24,6 +24,7 @@ from codistill.exchange.opening import Member, open_mailbox
 from codistill.exchange.snapshot import SnapshotId
 from codistill.exchange.terms import Counters, StopRequested
 from codistill.exchange.transport import Connect
+from codistill.exchange.weights import OfWeights
 from codistill.export import write_export
 from codistill.loop import Surroundings, train_phase
 from codistill.methods import plan
@@ -199,7 +200,7 @@ class ReplicaTraining:
         for rule in phase.rules:
             work.rules[rule.name] = rule.open(opening)
 
-    def _open_mailbox(self, shown: nn.Module, rule: PublishRule) -> Mailbox:
+    def _open_mailbox(self, shown: nn.Module, rule: PublishRule) -> Mailbox[nn.Module]:
         member = Member(
             run=self.run,
             me=self.me,
@@ -213,7 +214,7 @@ class ReplicaTraining:
         return open_mailbox(
             member,
             self.spec.exchange,
-            shown,
+            OfWeights(shown, self.spec.exchange.precision),
             rule,
             checkpoint_interval_steps=self.spec.training.checkpoint_interval_steps,
             timeout_s=self.spec.limits.lockstep_timeout_s,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+EACH_KEPT = 16
+"""Snapshots that wait for whoever takes them, where each counts and not the newest alone."""
+
 
 @dataclass(frozen=True)
 class PublishRule:
@@ -41,17 +44,27 @@ class PublishRule:
         """How many exchanges lie between the first and the newest before step `step`; 0 during burn-in too."""
         return max(0, step // self.interval_steps - self.burn_in_steps // self.interval_steps)
 
+    def due_between(self, older: int, newer: int) -> int:
+        """How many versions are published after version `older` and before `newer`."""
+        return max(0, self.exchange(newer) - self.exchange(older) - 1)
+
 
 def snapshots_to_keep(
-    *, lockstep: bool, replicas: int, ranks: int, interval_steps: int, checkpoint_interval_steps: int
+    *,
+    lockstep: bool,
+    replicas: int,
+    ranks: int,
+    interval_steps: int,
+    checkpoint_interval_steps: int,
+    every: bool = False,
 ) -> int:
     """How many of its own snapshots a replica leaves for its peers.
 
     Two do when nobody waits: the newest, and the one that a reader may be fetching; four when readers have several
-    ranks, since the others fetch what the first has fetched already. In lockstep a peer may be as many
-    exchanges behind as there are replicas (in a ring nobody waits for those who read him), and one that was killed goes
-    back to its last checkpoint but one at worst, and needs every version since.
+    ranks, since the others fetch what the first has fetched already; more where readers want every one. In lockstep a
+    peer may be as many exchanges behind as there are replicas (in a ring nobody waits for those who read him), and one
+    that was killed goes back to its last checkpoint but one at worst, and needs every version since.
     """
     if not lockstep:
-        return 2 if ranks == 1 else 4
+        return EACH_KEPT if every else 2 if ranks == 1 else 4
     return replicas + 1 + 2 * math.ceil(checkpoint_interval_steps / interval_steps)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import median
 
-from codistill.exchange.snapshot import Arrays, Header, SnapshotId, digest_of, norm_of, schema_of
+from codistill.exchange.snapshot import OF_WEIGHTS, Arrays, Header, Measures, SnapshotId, digest_of, header_of
 
 NORM_BOUND = 10.0
 """A snapshot's norm may be this many times the running median of those accepted before it, or one part in as many."""
@@ -80,23 +80,27 @@ def _remembered(norms: tuple[float, ...], norm: float) -> tuple[float, ...]:
 class Gate:
     """Judges the snapshots of one replica, remembering its standing."""
 
-    def __init__(self, schema: str) -> None:
-        self._schema = schema
+    def __init__(self, schema: str, measures: Measures = OF_WEIGHTS) -> None:
+        self._schema, self._measures = schema, measures
         self._standing = Standing()
 
     @property
     def quarantined(self) -> bool:
         return self._standing.bad is not None
 
+    def describe(self, snapshot: SnapshotId, arrays: Arrays, created_at: float) -> Header:
+        """The header of `arrays`, measured as `judge` measures them."""
+        return header_of(snapshot, arrays, created_at, self._measures)
+
     def judge(self, header: Header, arrays: Arrays) -> Verdict:
         """Measure `arrays` (two passes over the bytes) and judge them."""
         # What is of another make cannot be measured in our terms.
-        fits = schema_of(arrays) == self._schema
+        fits = self._measures.schema(arrays) == self._schema
         verdict, self._standing = judge(
             header if fits else replace(header, schema=""),
             schema=self._schema,
             digest=digest_of(arrays) if fits else header.digest,
-            norm=norm_of(arrays) if fits else 0.0,
+            norm=self._measures.norm(arrays) if fits else 0.0,
             standing=self._standing,
         )
         return verdict

@@ -6,8 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from codistill.exchange.gate import Gate, Verdict
+from codistill.exchange.clock import EACH_KEPT
+from codistill.exchange.currency import Currency
+from codistill.exchange.gate import Verdict
 from codistill.exchange.shelf import HELD_BY_RANKS, Shelf
 from codistill.exchange.snapshot import Header
 from codistill.exchange.terms import Counters, MailboxSettings, PeerTimeout
@@ -31,7 +34,7 @@ class Inbox:
         transport: Transport,
         settings: MailboxSettings,
         ledger: Recorder,
-        new_gate: Callable[[], Gate],
+        currency: Currency[Any],
         counters: Counters,
         *,
         ranks: Ranks,
@@ -40,8 +43,8 @@ class Inbox:
         self._transport, self._settings, self._ledger = transport, settings, ledger
         self._counters, self._should_stop = counters, should_stop
         self._leads = ranks.leads
-        size = 1 if ranks.count == 1 else HELD_BY_RANKS
-        self.shelves = {peer: Shelf(new_gate(), size) for peer in settings.teachers}
+        size = EACH_KEPT + 1 if currency.every else 1 if ranks.count == 1 else HELD_BY_RANKS
+        self.shelves = {peer: Shelf(currency.gate(), size, currency.every) for peer in settings.teachers}
         self.turn = Turn(settings.teachers_in(0))
         self.reports: Mapping[int, PeerReport] = {}
         self.step = 0
@@ -76,18 +79,19 @@ class Inbox:
                 shelf.clear()
 
     def take_newest(self) -> None:
-        """Of everyone whose turn it is, fetch and check the newest, if it is newer than what is held."""
+        """Of everyone whose turn it is, fetch and check what is newer than what is held: all of it, oldest first, where
+        each snapshot counts, or the newest."""
         for peer in self.turn.now:
             shelf = self.shelves[peer]
             report = self.reports.get(peer)
             candidates = [] if report is None else [h for h in report.announced if h.id not in shelf.refused]
             if not self._leads:  # what the first rank has, so that all have the same
                 candidates = [header for header in candidates if header.id in shelf.wanted]
-            newest = max(candidates, key=lambda header: header.id, default=None)
-            if newest is None or (shelf.newest is not None and newest.id <= shelf.newest):
-                continue
-            if not (self._leads and self._settings.in_turns) or self._is_worth_taking(newest, shelf):
-                self._take(peer, shelf, newest)
+            newer = [header for header in candidates if shelf.newest is None or header.id > shelf.newest]
+            newer.sort(key=lambda header: header.id)
+            for header in newer if shelf.every else newer[-1:]:
+                if not (self._leads and self._settings.in_turns) or self._is_worth_taking(header, shelf):
+                    self._take(peer, shelf, header)
 
     def _is_worth_taking(self, header: Header, shelf: Shelf) -> bool:
         rule, step = self._settings.rule, self.step

@@ -11,18 +11,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-
-from torch import nn
+from typing import Generic
 
 from codistill.exchange.agreement import Agreed, Said, agree, agree_in_lockstep, pack, unpack
-from codistill.exchange.gate import Gate, Verdict
+from codistill.exchange.clock import EACH_KEPT
+from codistill.exchange.currency import Currency, Shown
+from codistill.exchange.gate import Verdict
 from codistill.exchange.inbox import Inbox, write_row
 from codistill.exchange.outbox import Outbox
 from codistill.exchange.shelf import Held, Shelf
-from codistill.exchange.snapshot import SnapshotId, schema_of
+from codistill.exchange.snapshot import Arrays, Header
 from codistill.exchange.terms import Counters, MailboxSettings, StopRequested
 from codistill.exchange.transport import Transport
-from codistill.exchange.weights import published
 from codistill.ranks import ALONE, Ranks
 from codistill.records import Recorder
 from codistill.spec import replica_name
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 POLL_INTERVAL_S = 0.1
 
 
-class Mailbox:
+class Mailbox(Generic[Shown]):
     """See the module. Not shared between threads but for its own helper.
 
     With several `ranks`, each has a mailbox and fetches for itself; only the first publishes and writes the ledger.
@@ -44,7 +44,7 @@ class Mailbox:
         transport: Transport,
         settings: MailboxSettings,
         ledger: Recorder,
-        module: nn.Module,
+        currency: Currency[Shown],
         counters: Counters,
         *,
         ranks: Ranks = ALONE,
@@ -52,12 +52,16 @@ class Mailbox:
     ) -> None:
         self._transport, self._settings, self._ledger = transport, settings, ledger
         self._ranks, self._should_stop = ranks, should_stop
-        schema = schema_of(published(module, settings.precision))
-        in_lockstep = settings.mode == "lockstep"
-        self._outbox = Outbox(transport, Gate(schema), settings.me, counters, must_show=in_lockstep)
-        self._inbox = Inbox(
-            transport, settings, ledger, lambda: Gate(schema), counters, ranks=ranks, should_stop=should_stop
+        self._currency = currency
+        self._outbox = Outbox(
+            transport,
+            currency.gate(),
+            settings.me,
+            counters,
+            must_show=settings.mode == "lockstep",
+            size=EACH_KEPT if currency.every else 1,
         )
+        self._inbox = Inbox(transport, settings, ledger, currency, counters, ranks=ranks, should_stop=should_stop)
         self._shown: int | None = None
         """The version published last."""
         self.counters = counters
@@ -91,24 +95,25 @@ class Mailbox:
         if self._ranks.any(stopped):
             raise StopRequested
 
-    def publish(self, step: int, module: nn.Module) -> None:
+    def publish(self, step: int, shown: Shown) -> None:
         """Before step `step`: say how far this replica is, and publish version `step` if it is due."""
         self._inbox.step = step
         if self._failure is not None:
             raise self._failure
         if self._settings.rule.due(step):
-            self._stage(step, module)
+            self._stage(step, shown)
         if self._helper is None:
             self._announce_and_poll()
 
-    def publish_last(self, step: int, module: nn.Module) -> None:
+    def publish_last(self, step: int, shown: Shown) -> None:
         """After the last step: in async mode nobody waits for it, but those still training learn from the finished
         model from now on."""
         if self._settings.mode == "async" and self._shown != step:
-            self._stage(step, module)
+            self._stage(step, shown)
 
     def read(self, step: int) -> list[Held]:
         """Who teaches in step `step`: ascending by replica, without those that have not been heard or are too old.
+        Where each snapshot counts, a replica is there once for each that is new, oldest first.
 
         All ranks get the same. Writes the ledger. In lockstep raises `PeerTimeout` when a version does not come in
         time, and `StopRequested` when asked to stop meanwhile.
@@ -130,9 +135,10 @@ class Mailbox:
             agreed = self._agree(stopped)
             self._inbox.end_turns({peer for peer, both in agreed.items() if both.chosen is not None})
             heard = [
-                self._show(peer, self._inbox.shelves[peer], step, both.chosen, both.peer_step)
+                self._show(self._inbox.shelves[peer], step, header, arrays, both.peer_step)
                 for peer, both in agreed.items()
                 if both.chosen is not None and peer in self._inbox.turn.peers
+                for header, arrays in self._inbox.shelves[peer].use(both.chosen)
             ]
         return [held for held in heard if held is not None]
 
@@ -144,11 +150,11 @@ class Mailbox:
         self._outbox.announce()
         self._transport.close()
 
-    def _stage(self, step: int, module: nn.Module) -> None:
-        self._ranks.average_buffers([module])
+    def _stage(self, step: int, shown: Shown) -> None:
+        arrays = self._currency.arrays(shown, self._ranks)
         self._shown = step
         if self._ranks.leads:
-            self._outbox.stage(step, published(module, self._settings.precision))
+            self._outbox.stage(step, arrays)
 
     def _agree(self, stopped: bool) -> dict[int, Agreed]:
         """Of each peer: the snapshot that teaches now, and the peer's step as far as any rank has heard of it."""
@@ -179,15 +185,16 @@ class Mailbox:
         self._outbox.announce()
         self._inbox.poll()
 
-    def _show(self, peer: int, shelf: Shelf, step: int, chosen: SnapshotId, peer_step: int | None) -> Held | None:
-        header, arrays = shelf.use(chosen)
+    def _show(self, shelf: Shelf, step: int, header: Header, arrays: Arrays, peer_step: int | None) -> Held | None:
         # What it published it has surely completed, even if its own word on that is still under way.
         lag = None if peer_step is None else max(peer_step - header.id.version, 0)
         offset = step - header.id.version
         if not self._settings.hears(lag, offset):
             write_row(self._ledger, step, header, lag, 0, Verdict.TOO_OLD)
             return None
-        is_new = shelf.shown != header.id
+        is_new, before = shelf.shown != header.id, shelf.shown
+        if shelf.every and before is not None and header.id.of == before.of:
+            self.counters.missed += self._settings.rule.due_between(before.version, header.id.version)
         shelf.shown = header.id
         received = header.num_bytes if is_new else 0
         self.counters.bytes_received += received

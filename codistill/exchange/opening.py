@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TypeVar
 
 from codistill.exchange.clock import PublishRule, snapshots_to_keep
+from codistill.exchange.currency import Currency
 from codistill.exchange.mailbox import Mailbox
 from codistill.exchange.snapshot import SnapshotId
 from codistill.exchange.terms import Counters, MailboxSettings
@@ -17,6 +17,8 @@ from codistill.records import Recorder
 from codistill.run_dir import RunDir
 from codistill.spec import Exchange
 from codistill.topology import all_teachers_of, teachers_of
+
+Shown = TypeVar("Shown")
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,13 @@ class Member:
 def open_mailbox(
     member: Member,
     exchange: Exchange,
-    shown: nn.Module,
+    currency: Currency[Shown],
     rule: PublishRule,
     *,
     checkpoint_interval_steps: int,
     timeout_s: float,
-) -> Mailbox:
-    """The member's end of `exchange`, for modules like `shown`.
+) -> Mailbox[Shown]:
+    """The member's end of `exchange`, for what `currency` says.
 
     `checkpoint_interval_steps` says how far a killed replica may go back, hence which snapshots lockstep still needs.
     """
@@ -54,6 +56,7 @@ def open_mailbox(
         ranks=member.ranks.count,
         interval_steps=rule.interval_steps,
         checkpoint_interval_steps=checkpoint_interval_steps,
+        every=currency.every,
     )
     me = member.me
     scope = SnapshotScope(member.run, me.fence, me.incarnation, me.replica, member.replicas, keep)
@@ -65,7 +68,6 @@ def open_mailbox(
         rule=rule,
         mode=exchange.mode,
         threaded=not lockstep and not isinstance(transport, MemoryTransport),
-        precision=exchange.precision,
         max_lag_steps=exchange.max_lag_steps,
         max_offset_steps=exchange.max_offset_steps,
         timeout_s=timeout_s,
@@ -74,7 +76,7 @@ def open_mailbox(
         transport,
         settings,
         member.ledger,
-        shown,
+        currency,
         member.counters,
         ranks=member.ranks,
         should_stop=member.should_stop,

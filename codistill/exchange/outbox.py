@@ -6,12 +6,13 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
 
 from codistill.exchange.gate import Gate, Verdict
-from codistill.exchange.snapshot import Arrays, SnapshotId, header_of, norm_of
+from codistill.exchange.snapshot import Arrays, SnapshotId, norm_of
 from codistill.exchange.terms import Counters, SnapshotRefused
 from codistill.exchange.transport import Staged, Transport
 
@@ -19,17 +20,17 @@ log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """At most one snapshot waits in it: a newer one takes the place of one that was not announced in time.
+    """At most `size` snapshots wait in it: a newer one takes the place of the oldest that was not announced in time.
 
     With `must_show` (lockstep) one that the gate refuses is an error, since peers wait for it.
     """
 
     def __init__(
-        self, transport: Transport, gate: Gate, me: SnapshotId, counters: Counters, *, must_show: bool
+        self, transport: Transport, gate: Gate, me: SnapshotId, counters: Counters, *, must_show: bool, size: int = 1
     ) -> None:
         self._transport, self._gate, self._me, self._counters = transport, gate, me, counters
         self._must_show = must_show
-        self._waiting: tuple[SnapshotId, Staged] | None = None
+        self._waiting: deque[tuple[SnapshotId, Staged]] = deque(maxlen=size)
         self._lock = threading.Lock()
 
     def stage(self, version: int, arrays: Arrays) -> None:
@@ -37,17 +38,19 @@ class Outbox:
         snapshot = replace(self._me, version=version)
         staged = self._transport.stage(arrays)
         with self._lock:
-            self._counters.skipped += self._waiting is not None
-            self._waiting = (snapshot, staged)
+            self._counters.skipped += len(self._waiting) == self._waiting.maxlen
+            self._waiting.append((snapshot, staged))
 
     def announce(self) -> None:
         """Show the peers what was staged, if the gate lets it pass. Raises `SnapshotRefused` where it must be shown."""
         with self._lock:
-            waiting, self._waiting = self._waiting, None
-        if waiting is None:
-            return
-        snapshot, staged = waiting
-        header = header_of(snapshot, staged.arrays, time.time())
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for snapshot, staged in waiting:
+            self._announce(snapshot, staged)
+
+    def _announce(self, snapshot: SnapshotId, staged: Staged) -> None:
+        header = self._gate.describe(snapshot, staged.arrays, time.time())
         before = self._gate.quarantined
         verdict = self._gate.judge(header, staged.arrays)
         self._counters.note_quarantine(before, self._gate.quarantined)
@@ -67,7 +70,9 @@ class Outbox:
 
 def _culprit(arrays: Arrays) -> str:
     """Which array is not finite, and what to do where the precision may be why."""
-    name = next(name for name, array in arrays.items() if not math.isfinite(norm_of({name: array})))
+    name = next((name for name, array in arrays.items() if not math.isfinite(norm_of({name: array}))), None)
+    if name is None:
+        return ""
     if arrays[name].dtype == np.float16 and np.isinf(arrays[name]).any():
         return f": '{name}' has entries beyond 65504, which fp16 does not hold; set exchange.precision to 'bf16'"
     return f": '{name}'"

@@ -47,6 +47,8 @@ class Shelf:
 
     gate: Gate
     size: int = 1
+    every: bool = False
+    """Whether each snapshot counts, or the newest alone."""
     held: list[tuple[Header, Arrays]] = field(default_factory=list[tuple[Header, Arrays]])
     shown: SnapshotId | None = None
     """The one in use."""
@@ -67,7 +69,8 @@ class Shelf:
         self.wanted = frozenset()
 
     def ids(self) -> list[SnapshotId]:
-        return [header.id for header, _ in self.held]
+        """As many as ranks tell each other of; the oldest, where each counts."""
+        return [header.id for header, _ in self.held[:HELD_BY_RANKS]]
 
     def put(self, header: Header, arrays: Arrays) -> None:
         """Hold one more. What is too many goes, oldest first, but not the one in use while there is another."""
@@ -76,7 +79,10 @@ class Shelf:
             oldest = 1 if self.size > 1 and self.held[0][0].id == self.shown else 0
             del self.held[oldest]
 
-    def use(self, chosen: SnapshotId) -> tuple[Header, Arrays]:
-        """Let go of what is older than `chosen`, and return it."""
+    def use(self, chosen: SnapshotId) -> list[tuple[Header, Arrays]]:
+        """Let go of what is older than `chosen`, and return it; where each counts, with all before it that were not in
+        use yet, oldest first."""
+        passed = [entry for entry in self.held if entry[0].id <= chosen]
         self.held = [entry for entry in self.held if entry[0].id >= chosen]
-        return self.held[0]
+        fresh = [entry for entry in passed if self.shown is None or entry[0].id > self.shown]
+        return fresh if self.every and fresh else passed[-1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,6 +32,11 @@ class SnapshotId:
     incarnation: int
     version: int
     """Updates the weights had seen: version v is the state after v completed steps."""
+
+    @property
+    def of(self) -> tuple[int, int, int]:
+        """Whose it is: replica, fence, incarnation."""
+        return self.replica, self.fence, self.incarnation
 
 
 @dataclass(frozen=True)
@@ -101,13 +106,24 @@ def _widened(name: str, halves: Array) -> Array:
     return halves.astype(np.float32)
 
 
-def header_of(snapshot: SnapshotId, arrays: Arrays, created_at: float) -> Header:
+@dataclass(frozen=True)
+class Measures:
+    """How snapshots of one kind are measured; neither function raises, whatever it is given."""
+
+    schema: Callable[[Arrays], str]
+    norm: Callable[[Arrays], float]
+
+
+OF_WEIGHTS = Measures(schema_of, norm_of)
+
+
+def header_of(snapshot: SnapshotId, arrays: Arrays, created_at: float, measures: Measures = OF_WEIGHTS) -> Header:
     """Measure `arrays` (two passes over the bytes) and describe them."""
     return Header(
         id=snapshot,
-        schema=schema_of(arrays),
+        schema=measures.schema(arrays),
         digest=digest_of(arrays),
         num_bytes=sum(a.nbytes for a in arrays.values()),
-        norm=norm_of(arrays),
+        norm=measures.norm(arrays),
         created_at=created_at,
     )

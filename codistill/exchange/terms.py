@@ -8,7 +8,6 @@ from typing import Literal
 
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.snapshot import SnapshotId
-from codistill.spec import TravelPrecision
 
 
 class StopRequested(Exception):
@@ -37,6 +36,8 @@ class Counters:
     """Own snapshots replaced by a newer one before they could be announced."""
     gradient_bytes: int = 0
     """How much of what was sent, and received, are gradients among this replica's own ranks."""
+    missed: int = 0
+    """Snapshots of peers that were gone before they could be taken, where each counts."""
     quarantined: int = 0
     """Replicas in quarantine now, this one included."""
     readmitted: int = 0
@@ -68,7 +69,6 @@ class MailboxSettings:
     rule: PublishRule
     mode: Literal["async", "lockstep"]
     threaded: bool
-    precision: TravelPrecision = "fp32"
     max_lag_steps: int | None = None
     max_offset_steps: int | None = None
     timeout_s: float = 120.0

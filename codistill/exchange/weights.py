@@ -5,14 +5,33 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from codistill.exchange.snapshot import BF16, Array, Arrays
+from codistill.exchange.gate import Gate
+from codistill.exchange.snapshot import BF16, Array, Arrays, schema_of
+from codistill.ranks import Ranks
 from codistill.spec import TravelPrecision
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class OfWeights:
+    """The currency of weights (see `Currency`): what is shown are modules like `module`."""
+
+    module: nn.Module
+    precision: TravelPrecision = "fp32"
+    every: bool = False
+
+    def gate(self) -> Gate:
+        return Gate(schema_of(published(self.module, self.precision)))
+
+    def arrays(self, shown: nn.Module, ranks: Ranks) -> Arrays:
+        ranks.average_buffers([shown])
+        return published(shown, self.precision) if ranks.leads else {}
 
 
 def published(module: nn.Module, precision: TravelPrecision = "fp32") -> dict[str, Array]:

@@ -22,6 +22,7 @@ from codistill.exchange.shelf import Held
 from codistill.exchange.snapshot import SnapshotId
 from codistill.exchange.terms import Counters, MailboxSettings
 from codistill.exchange.transport import FilesTransport, Hub, MemoryTransport, Transport
+from codistill.exchange.weights import OfWeights
 from codistill.records import LEDGER, Recorder
 from codistill.run_dir import RunDir
 from tests.contracts.publishing import KEEP
@@ -90,7 +91,7 @@ class Actor:
     """One incarnation of a replica."""
 
     me: SnapshotId
-    box: Mailbox
+    box: Mailbox[nn.Module]
     net: Net
     step: int = 0
 
@@ -123,7 +124,7 @@ class Play:
         teachers = tuple(other for other in range(self.replicas) if other != index)
         terms = MailboxSettings(me=me, teachers=teachers, rule=self.rule, mode="async", threaded=self.threaded)
         net = Net()
-        return Actor(me, Mailbox(self.connect(index), terms, NO_LEDGER, net, Counters()), net, step)
+        return Actor(me, Mailbox(self.connect(index), terms, NO_LEDGER, OfWeights(net), Counters()), net, step)
 
     def begin(self, index: int, fence: int, incarnation: int, step: int) -> Actor:
         actor = self.open(index, fence, incarnation, step)

@@ -21,6 +21,7 @@ from codistill.exchange.mailbox import Mailbox
 from codistill.exchange.snapshot import SnapshotId
 from codistill.exchange.terms import Counters, MailboxSettings, PeerTimeout
 from codistill.exchange.transport import Hub, MemoryTransport
+from codistill.exchange.weights import OfWeights
 from codistill.loop import Surroundings, train_phase
 from codistill.numerics import Numerics
 from codistill.phase import Artifacts, Group, Loss, Phase, Replica, Update
@@ -48,10 +49,10 @@ class Point(nn.Module):
         return self.theta - x
 
 
-def mailbox(hub: Hub, rule: Any, replica: int, module: nn.Module) -> Mailbox:
+def mailbox(hub: Hub, rule: Any, replica: int, module: nn.Module) -> Mailbox[nn.Module]:
     settings = MailboxSettings(SnapshotId(replica, 1, 0, 0), (1 - replica,), rule, "lockstep", False, timeout_s=0.05)
     ledger = Recorder(None, LEDGER, fence=1, incarnation=0)
-    return Mailbox(MemoryTransport(hub, replica, keep=9), settings, ledger, module, Counters())
+    return Mailbox(MemoryTransport(hub, replica, keep=9), settings, ledger, OfWeights(module), Counters())
 
 
 def opened(hub: Hub, rule: Averaging, learner: nn.ModuleDict) -> Any:

@@ -22,7 +22,7 @@ from codistill.exchange.snapshot import BF16, SnapshotId, digest_of, header_of, 
 from codistill.exchange.terms import Counters, MailboxSettings, PeerTimeout, SnapshotRefused
 from codistill.exchange.transport import Hub, MemoryTransport, SnapshotUnavailable
 from codistill.exchange.turns import Turn
-from codistill.exchange.weights import published
+from codistill.exchange.weights import OfWeights, published
 from codistill.records import LEDGER, Recorder, _read_directory  # pyright: ignore[reportPrivateUsage]
 from codistill.spec import TravelPrecision
 
@@ -44,7 +44,7 @@ def mailbox(
     teachers: tuple[int, ...] | None = None,
     teachers_at: Callable[[int], tuple[int, ...]] | None = None,
     rule: PublishRule = RULE,
-) -> Mailbox:
+) -> Mailbox[nn.Module]:
     settings = MailboxSettings(
         me=SnapshotId(replica, 1, incarnation, 0),
         teachers=teachers or (1 - replica % 2,),
@@ -52,16 +52,15 @@ def mailbox(
         rule=rule,
         mode=mode,  # pyright: ignore[reportArgumentType]
         threaded=threaded,
-        precision=precision,
         max_lag_steps=max_lag_steps,
         max_offset_steps=max_offset_steps,
         timeout_s=0.05,
     )
     ledger = Recorder(directory / f"ledger-{replica}", LEDGER, fence=1, incarnation=incarnation)
-    return Mailbox(MemoryTransport(hub, replica, keep=2), settings, ledger, module, Counters())
+    return Mailbox(MemoryTransport(hub, replica, keep=2), settings, ledger, OfWeights(module, precision), Counters())
 
 
-def rows(box: Mailbox, directory: Path, replica: int) -> list[dict[str, object]]:
+def rows(box: Mailbox[nn.Module], directory: Path, replica: int) -> list[dict[str, object]]:
     box._ledger.flush()  # pyright: ignore[reportPrivateUsage]
     return _read_directory(directory / f"ledger-{replica}", LEDGER).to_pylist()
 

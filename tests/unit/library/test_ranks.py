@@ -24,6 +24,7 @@ from codistill.exchange.mailbox import Mailbox
 from codistill.exchange.snapshot import Arrays, Header, SnapshotId
 from codistill.exchange.terms import Counters, MailboxSettings
 from codistill.exchange.transport import FilesTransport
+from codistill.exchange.weights import OfWeights
 from codistill.ranks import ALONE, join_group
 from codistill.records import LEDGER, Recorder
 from codistill.run_dir import RunDir, read_json
@@ -133,10 +134,12 @@ class SlowTransport(FilesTransport):
         return super().fetch(header)
 
 
-def mailbox(run: RunDir, replica: int, transport: FilesTransport, ranks: Any, stop: Any = lambda: False) -> Mailbox:
+def mailbox(
+    run: RunDir, replica: int, transport: FilesTransport, ranks: Any, stop: Any = lambda: False
+) -> Mailbox[nn.Module]:
     settings = MailboxSettings(SnapshotId(replica, 1, 0, 0), (1 - replica,), RULE, "async", threaded=True)
     ledger = Recorder(None, LEDGER, fence=1, incarnation=0)
-    return Mailbox(transport, settings, ledger, nn.BatchNorm1d(2), Counters(), ranks=ranks, should_stop=stop)
+    return Mailbox(transport, settings, ledger, OfWeights(nn.BatchNorm1d(2)), Counters(), ranks=ranks, should_stop=stop)
 
 
 def listen(run: RunDir, rank: int, rendezvous: str, out: Path) -> None:

@@ -1,0 +1,30 @@
+"""What a mailbox carries: how it becomes arrays, and which gate stands before it."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+from codistill.exchange.gate import Gate
+from codistill.exchange.snapshot import Arrays
+from codistill.ranks import Ranks
+
+Shown = TypeVar("Shown", contravariant=True)
+
+
+class Currency(Protocol[Shown]):
+    """One kind of content. `Shown` is what a replica gives away: its module, say, or what it has said."""
+
+    @property
+    def every(self) -> bool:
+        """Whether each snapshot holds something that no later one does, so that readers want all of them; the newest
+        alone otherwise."""
+        ...
+
+    def gate(self) -> Gate:
+        """A new gate, for the snapshots of one replica."""
+        ...
+
+    def arrays(self, shown: Shown, ranks: Ranks) -> Arrays:
+        """What is published of `shown`. All ranks of a replica call it; what the first gets is sent, and may share
+        memory with `shown`."""
+        ...
