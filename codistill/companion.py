@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from codistill.batch import Batch, Outputs
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.mailbox import Mailbox
+from codistill.exchange.predictions import Form, Rows
+from codistill.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,12 @@ class Opening:
     """Puts a module where the replica computes, compiled where that is asked for."""
     open_mailbox: Callable[[nn.Module, PublishRule], Mailbox[nn.Module]]
     """The replica's end of the exchange, for the module it shows and expects of its peers."""
+    open_predictions: Callable[[Form, PublishRule], Mailbox[Sequence[Rows]]]
+    """The same, for predictions."""
     storage: Path
     """Where the runs of other jobs lie."""
     start_together_s: float = 0.0
+    ranks: Ranks = ALONE
 
 
 class Companion:

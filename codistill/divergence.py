@@ -21,6 +21,8 @@ class Pulled:
     """A scalar, unweighted."""
     target: Tensor
     """Log-probabilities [..., classes], at the temperature; without gradient."""
+    heard: Tensor | None = None
+    """Of which samples [N] any teacher has a word; None where each has one on all."""
 
 
 def pull(
@@ -38,12 +40,15 @@ def pull(
     `trust` [m] in 0..1 is how much each teacher counts: what is taken from one is not given to the others. `present`
     [m, N] says which teachers have a word on which sample: the mean is over those, and samples without any add nothing.
     """
+    if present is not None and present.all():
+        present = None  # the same numbers to the last bit, as without it
+    heard = None if present is None else present.any(0)
     weights = shares = None
     if trust is not None or present is not None:
         weights, shares = _weights_and_shares(len(teachers), student, trust, present)
     if divergence == "logit_regression":
         logits = combine.mean_logits(teachers, weights=weights).detach()
-        return Pulled(losses.logit_regression(logits, student, shares=shares), logits.log_softmax(-1))
+        return Pulled(losses.logit_regression(logits, student, shares=shares), logits.log_softmax(-1), heard)
     target = combine.mean_probabilities(teachers, temperature=temperature, weights=weights).detach()
     match divergence:
         case "cross_entropy":
@@ -54,7 +59,7 @@ def pull(
             loss = losses.reverse_kl_divergence(target, student, temperature=temperature, shares=shares)
         case _:
             assert_never(divergence)
-    return Pulled(loss, target)
+    return Pulled(loss, target, heard)
 
 
 def _weights_and_shares(
@@ -72,12 +77,19 @@ def _weights_and_shares(
     return weights, total / heard.sum(0).clamp(min=1)
 
 
-def advantage(teachers: Sequence[Tensor], student: Tensor, labels: Tensor) -> Tensor:
+def advantage(teachers: Sequence[Tensor], student: Tensor, labels: Tensor, *, present: Tensor | None = None) -> Tensor:
     """By how much each of m teachers knows the labels [...] better than the student: the student's cross-entropy less
-    the teacher's, in nats, [m]; without gradient."""
+    the teacher's, in nats, [m]; without gradient. With `present` [m, N], on the samples that the teacher has a word on,
+    and 0 where there are none."""
     with torch.no_grad():
-        own = losses.cross_entropy(student, labels)
-        return torch.stack([own - losses.cross_entropy(teacher, labels) for teacher in teachers])
+        if present is None:
+            own = losses.cross_entropy(student, labels)
+            return torch.stack([own - losses.cross_entropy(teacher, labels) for teacher in teachers])
+        absent = ~present.reshape(*present.shape, *(1,) * (labels.dim() - 1))
+        known = [labels.masked_fill(missing, losses.IGNORED) for missing in absent]
+        pairs = zip(teachers, known, strict=True)
+        each = [losses.cross_entropy(student, its) - losses.cross_entropy(teacher, its) for teacher, its in pairs]
+        return torch.stack(each).where(present.any(1), 0.0)
 
 
 def guarded(advantages: Tensor) -> Tensor:

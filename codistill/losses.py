@@ -36,12 +36,15 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, *, epsilon: float) ->
     return -_mean((1 - epsilon) * of_label + epsilon * of_others, known)
 
 
-def off_label(log_probabilities: Tensor, labels: Tensor) -> Tensor:
+def off_label(log_probabilities: Tensor, labels: Tensor, *, heard: Tensor | None = None) -> Tensor:
     """Mean of 1 - p(label) of log-probabilities [..., classes] and labels [...]: the mass that a target takes off the
-    label, 0 to 1, a scalar."""
+    label, 0 to 1, a scalar. Samples that `heard` [N] leaves out have no target, and count 0."""
     of_label, known = _of_label(_flat(log_probabilities), labels)
+    off = -torch.expm1(of_label)
+    if heard is not None:
+        off = off * heard.reshape(-1, *(1,) * (labels.dim() - 1)).expand(labels.shape).reshape(-1)
     # Clamped, since rounding may leave a little more than all on the label.
-    return _mean(-torch.expm1(of_label), known).clamp(0.0, 1.0)
+    return _mean(off, known).clamp(0.0, 1.0)
 
 
 def soft_cross_entropy(

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -66,6 +68,17 @@ class Ranks:
         every = [torch.empty_like(own) for _ in range(self.count)]
         dist.all_gather(every, own, group=self.control)
         return [numbers.tolist() for numbers in every]
+
+    def gather_bytes(self, mine: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
+        """The bytes [n] of every rank, by rank, however many each has."""
+        if self.count == 1:
+            return [mine]
+        sizes = [size for (size,) in self.gather([mine.size])]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: mine.size] = torch.from_numpy(mine.copy())
+        every = [torch.empty_like(padded) for _ in range(self.count)]
+        dist.all_gather(every, padded, group=self.control)
+        return [whole[:size].numpy() for whole, size in zip(every, sizes, strict=True)]
 
     def totals(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums over the ranks; what a rank does not name counts as 0."""

@@ -15,8 +15,10 @@ from torch import nn
 from codistill.batch import Batch, Outputs, as_outputs
 from codistill.companion import Opening, Teacher
 from codistill.exchange.clock import PublishRule
+from codistill.exchange.predictions import Form
 from codistill.peers import PeerTeachers
-from codistill.randomness import unseen
+from codistill.prediction_teachers import PredictionTeachers
+from codistill.randomness import Name, unseen
 
 
 class TeacherSource(Protocol):
@@ -44,6 +46,33 @@ class Peers:
             shown,
             lambda: opening.build_part(self.part),
             lambda module, batch: as_outputs(module(batch.views[self.view])),
+            start_together_s=opening.start_together_s,
+        )
+
+
+@dataclass(frozen=True)
+class PeerPredictions:
+    """What other replicas predicted when they last trained on the samples of a batch."""
+
+    publish: PublishRule
+    form: Form
+    teachers_in: Callable[[int], tuple[int, ...]]
+    """Whose turn it is to teach in a step."""
+    stream: tuple[Name, ...]
+    """Names of the replica's random stream for what it draws."""
+    max_age_steps: int | None = None
+    """Own steps since a prediction was made (by the peer's count) after which it is not heard."""
+    name: str = "peers"
+
+    def open(self, opening: Opening) -> PredictionTeachers:
+        return PredictionTeachers(
+            opening.open_predictions(self.form, self.publish),
+            self.form,
+            self.publish,
+            self.teachers_in,
+            opening.ranks,
+            stream=self.stream,
+            max_age_steps=self.max_age_steps,
             start_together_s=opening.start_together_s,
         )
 

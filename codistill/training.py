@@ -19,8 +19,10 @@ from codistill.data.split import SplitName, in_order
 from codistill.environment import write_environment
 from codistill.evaluate import write_predictions
 from codistill.exchange.clock import PublishRule
+from codistill.exchange.currency import Currency
 from codistill.exchange.mailbox import Mailbox
-from codistill.exchange.opening import Member, open_mailbox
+from codistill.exchange.opening import Member, Shown, open_mailbox
+from codistill.exchange.prediction_records import OfPredictions
 from codistill.exchange.snapshot import SnapshotId
 from codistill.exchange.terms import Counters, StopRequested
 from codistill.exchange.transport import Connect
@@ -192,15 +194,17 @@ class ReplicaTraining:
             storage=self.run.storage,
             place=self._place,
             build_part=lambda part: self._build_part(phase, part),
-            open_mailbox=self._open_mailbox,
+            open_mailbox=lambda shown, rule: self._open_mailbox(OfWeights(shown, self.spec.exchange.precision), rule),
+            open_predictions=lambda form, rule: self._open_mailbox(OfPredictions(form), rule),
             start_together_s=self.spec.exchange.start_together_s,
+            ranks=self.ranks,
         )
         for source in phase.teachers:
             work.teachers[source.name] = source.open(opening)
         for rule in phase.rules:
             work.rules[rule.name] = rule.open(opening)
 
-    def _open_mailbox(self, shown: nn.Module, rule: PublishRule) -> Mailbox[nn.Module]:
+    def _open_mailbox(self, currency: Currency[Shown], rule: PublishRule) -> Mailbox[Shown]:
         member = Member(
             run=self.run,
             me=self.me,
@@ -214,7 +218,7 @@ class ReplicaTraining:
         return open_mailbox(
             member,
             self.spec.exchange,
-            OfWeights(shown, self.spec.exchange.precision),
+            currency,
             rule,
             checkpoint_interval_steps=self.spec.training.checkpoint_interval_steps,
             timeout_s=self.spec.limits.lockstep_timeout_s,
@@ -243,6 +247,7 @@ class ReplicaTraining:
 
     def _save(self, number: int, work: PhaseInProgress) -> None:
         self._agree_on_buffers(work)
+        tensors = work.tensors()
         if not self.ranks.leads:
             return
         # Rows first: a resumed replica repeats only the steps after the checkpoint.
@@ -255,7 +260,7 @@ class ReplicaTraining:
             "seconds": self._seconds(),
         }
         step = self._before(number) + work.step
-        checkpoint = Checkpoint(self.me.fence, step, {**work.tensors(), **finished}, values)
+        checkpoint = Checkpoint(self.me.fence, step, {**tensors, **finished}, values)
         path = save(self.run.checkpoints(self.name), checkpoint)
         log.info("step %d: checkpoint %s", step, path.name)
 

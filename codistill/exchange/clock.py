@@ -44,6 +44,12 @@ class PublishRule:
         """How many exchanges lie between the first and the newest before step `step`; 0 during burn-in too."""
         return max(0, step // self.interval_steps - self.burn_in_steps // self.interval_steps)
 
+    def gathered_from(self, step: int) -> int:
+        """What is said in step `step` is published with all that was said from this step on: since the version before,
+        or, for the first one, in the last interval of burn-in."""
+        newest = self.newest_due(step)
+        return self.burn_in_steps - self.interval_steps if newest is None else newest
+
     def due_between(self, older: int, newer: int) -> int:
         """How many versions are published after version `older` and before `newer`."""
         return max(0, self.exchange(newer) - self.exchange(older) - 1)

@@ -38,6 +38,10 @@ class Counters:
     """How much of what was sent, and received, are gradients among this replica's own ranks."""
     missed: int = 0
     """Snapshots of peers that were gone before they could be taken, where each counts."""
+    predictions_found: int = 0
+    """Look-ups of a sample among what a peer has said that found something, on this rank."""
+    predictions_missed: int = 0
+    """Those that found nothing, or too old."""
     quarantined: int = 0
     """Replicas in quarantine now, this one included."""
     readmitted: int = 0
@@ -55,7 +59,10 @@ class Counters:
         self.gradient_bytes += num_bytes
 
     def as_metrics(self) -> dict[str, float]:
-        return {f"exchange/{name}": float(value) for name, value in vars(self).items()}
+        """By name; what concerns predictions under `predictions/`, once one has been asked for."""
+        values = {f"exchange/{name}": float(value) for name, value in vars(self).items()}
+        found, missed = (values.pop(f"exchange/predictions_{name}") for name in ("found", "missed"))
+        return values if found + missed == 0 else values | {"predictions/found": found, "predictions/missed": missed}
 
 
 @dataclass(frozen=True)

@@ -10,25 +10,33 @@ off. Only replica i's own weights receive gradient. `method.divergence` offers o
 cross-entropy, `method.weight_schedule` lets the weight change from the burn-in on, and `method.harm_guard` lets peer j
 count exp(-d) where it is d nats worse than replica i on the batch, by the labels.
 
-`distill/teacher_off_label` logs how strong the teachers are: the probability that they take off the label, in the mean;
-`distill/teacher_advantage` how much better than the student they know the labels, in nats.
+With `exchange.currency` 'predictions' softmax(z_j') is what peer j predicted for the sample when it last trained on it.
+Then m counts the peers who have done so, sample by sample, and a sample of which nobody has spoken has no second term.
+
+`distill/teacher_off_label` logs how strong the teachers are: the probability that they take off the label, in the mean
+over the batch, 0 where nobody has spoken; `distill/teacher_advantage` how much better than the student they know the
+labels, in nats, where they have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import assert_never
 
 import torch
+from torch import Tensor
 
 from codistill import losses
 from codistill.divergence import advantage, guarded, pull
 from codistill.exchange.clock import PublishRule
+from codistill.exchange.predictions import form_of
 from codistill.methods.common import one_phase
 from codistill.phase import Loss, Phase, Replica, Step
 from codistill.recipes import Recipe
 from codistill.schedules import open_schedule
-from codistill.spec import Codistillation, JobSpec
-from codistill.teachers import Peers
+from codistill.spec import Codistillation, JobSpec, Predictions, Weights
+from codistill.teachers import PeerPredictions, Peers, TeacherSource
+from codistill.topology import teachers_of
 
 
 def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
@@ -40,28 +48,57 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
         task = recipe.task_loss(student, step.batch)
         peers = step.targets["peers"]
         if not peers:
-            return Loss(task, {"train/task_loss": task.detach(), "distill/num_teachers": torch.tensor(0.0)})
+            stats = {"train/task_loss": task.detach(), "distill/num_teachers": torch.tensor(0.0)}
+            return Loss(task, stats, said=student)
         said = [peer["logits"] for peer in peers]
-        better = advantage(said, student["logits"], step.batch.y)
+        present = torch.stack([peer["found"] for peer in peers]) if "found" in peers[0] else None
+        better = advantage(said, student["logits"], step.batch.y, present=present)
         trust = guarded(better) if method.harm_guard else None
-        pulled = pull(method.divergence, said, student["logits"], temperature=method.temperature, trust=trust)
+        pulled = pull(
+            method.divergence, said, student["logits"], temperature=method.temperature, trust=trust, present=present
+        )
         weight = method.weight * factor(step.index - spec.burn_in_steps)
         stats = {
             "train/task_loss": task.detach(),
             "train/distill_loss": pulled.loss.detach(),
             "distill/num_teachers": torch.tensor(float(len(peers))),
-            "distill/teacher_off_label": losses.off_label(pulled.target, step.batch.y),
+            "distill/teacher_off_label": losses.off_label(pulled.target, step.batch.y, heard=pulled.heard),
             "distill/teacher_advantage": better.mean(),
             "distill/weight": torch.tensor(weight),
         }
         if trust is not None:
             stats["distill/trust"] = trust.mean()
-        return Loss(task + weight * pulled.loss, stats)
+        if present is not None:
+            stats |= coverage(present, torch.stack([peer["age_steps"] for peer in peers]))
+        return Loss(task + weight * pulled.loss, stats, said=student)
 
-    return one_phase(
-        spec,
-        recipe,
-        replica,
-        loss,
-        teachers=[Peers(PublishRule(spec.burn_in_steps, spec.exchange.interval_steps))],
-    )
+    return one_phase(spec, recipe, replica, loss, teachers=[peers_of(spec, recipe, replica)])
+
+
+def peers_of(spec: JobSpec, recipe: Recipe, replica: Replica) -> TeacherSource:
+    """The other replicas, heard in the currency of the spec. Raises `ValueError` when that does not fit the recipe."""
+    rule = PublishRule(spec.burn_in_steps, spec.exchange.interval_steps)
+    match spec.exchange.currency:
+        case Weights():
+            return Peers(rule)
+        case Predictions() as asked:
+            topology, me = spec.exchange.topology, replica
+            return PeerPredictions(
+                rule,
+                form_of(asked, recipe.classes, tuple(recipe.example(1).y.shape[1:])),
+                teachers_in=lambda step: teachers_of(topology, me.index, me.count, rule.exchange(step)),
+                stream=(me.seed, me.index, "predictions"),
+                max_age_steps=spec.exchange.max_offset_steps,
+            )
+        case _:
+            assert_never(spec.exchange.currency)
+
+
+def coverage(found: Tensor, ages_steps: Tensor) -> dict[str, Tensor]:
+    """Which samples each peer was found to have spoken of, and how long ago, both [m, N]: teachers per sample, and the
+    mean age of what was found (0 when nothing was)."""
+    count = found.sum()
+    return {
+        "distill/num_teachers": count / found.shape[1],
+        "predictions/mean_age_steps": ages_steps.sum() / count.clamp(min=1),
+    }

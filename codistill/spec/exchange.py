@@ -109,13 +109,31 @@ class Weights(Spec):
     kind: Literal["weights"] = "weights"
 
 
+class Predictions(Spec):
+    """Replicas send what they predicted for each sample when they last trained on it, in the forward of that step (as
+    in temporal ensembling, Laine and Aila 2017, arXiv 1610.02242); readers join it with their own batches by sample id,
+    and make no forward of a teacher. For samples that several replicas see, and see alike."""
+
+    kind: Literal["predictions"] = "predictions"
+    form: Literal["auto", "dense", "top_k", "sampled"] = "auto"
+    """`dense` is the log-probability of every class; `top_k` that of the likeliest, and that of all others together,
+    which is spread over them evenly; `sampled` is classes drawn from the distribution and how often (arXiv 2503.16870):
+    right in the mean, for `cross_entropy` and `kl` at temperature 1. `auto` is `dense` up to 64 classes, else `top_k`.
+    """
+    top_k: int = Field(default=16, ge=1, le=1024)
+    """Likeliest classes that `top_k` sends."""
+    draws: int = Field(default=50, ge=1, le=255)
+    """Classes that `sampled` draws, with repetition."""
+
+
+Currency = Annotated[Weights | Predictions, Field(discriminator="kind")]
 TravelPrecision = Literal["fp32", "bf16", "fp16"]
 
 
 class Exchange(Spec):
     """What travels between replicas, how, and when."""
 
-    currency: Weights = Weights()
+    currency: Currency = Weights()
     topology: Topology = AutoTopology()
     transport: Transport = AutoTransport()
     precision: TravelPrecision = "fp32"
