@@ -37,7 +37,7 @@ class Counters:
     gradient_bytes: int = 0
     """How much of what was sent, and received, are gradients among this replica's own ranks."""
     missed: int = 0
-    """Snapshots of peers that were gone before they could be taken, where each counts."""
+    """Snapshots of peers that were never used, where each counts: gone before they could be taken, or refused."""
     predictions_found: int = 0
     """Look-ups of a sample among what a peer has said that found something, on this rank."""
     predictions_missed: int = 0

@@ -7,7 +7,7 @@ import inspect
 import multiprocessing
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -42,12 +42,19 @@ class Case:
     replicas: int = 1
     steps_before: int = 0
     """Of phases before the last."""
+    exchange: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 CASES = {
     "solo": Case({"kind": "solo"}, {}),
     "label_smoothing": Case({"kind": "label_smoothing", "burn_in_steps": 3}, {"weight": 0.0}),
     "codistillation": Case({"kind": "codistillation", "burn_in_steps": 3}, {"weight": 0.0}, replicas=2),
+    "codistillation, predictions": Case(
+        {"kind": "codistillation", "burn_in_steps": 3},
+        {"weight": 0.0},
+        replicas=2,
+        exchange={"currency": {"kind": "predictions"}},
+    ),
     "knowledge_distillation": Case(
         {"kind": "knowledge_distillation", "teacher": {"kind": "trained_first", "steps": 8}},
         {"alpha": 0.0},
@@ -79,7 +86,12 @@ every_method = pytest.mark.parametrize("name", CASES)
 
 def job(storage: Path, name: str, recipe: Mapping[str, Any], **method: Any) -> RunDir:
     case = CASES[name]
-    spec = small_spec(recipe=recipe, method={**case.method, **method}, replicas={"count": case.replicas})
+    spec = small_spec(
+        recipe=recipe,
+        method={**case.method, **method},
+        replicas={"count": case.replicas},
+        exchange=case.exchange,
+    )
     return new_run(storage, spec)
 
 
@@ -137,8 +149,8 @@ def test_targets_and_teachers_carry_no_gradient(tmp_path: Path, name: str, monke
     monkeypatch.setattr(FrozenTeacher, "outputs", noting(FrozenTeacher.outputs, opened))
     monkeypatch.setattr(PeerTeachers, "outputs", noting(PeerTeachers.outputs, opened))
     run_in_turns(run)
-    has_source = name in ("codistillation", "knowledge_distillation")
-    assert (taught > 0) == bool(opened) == has_source
+    assert bool(opened) == (name in ("codistillation", "knowledge_distillation"))
+    assert (taught > 0) == (bool(opened) or name == "codistillation, predictions")
     for parameter in (parameter for module in opened for parameter in module.parameters()):
         assert not parameter.requires_grad
         assert parameter.grad is None
