@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from codistill.spec.base import Spec
-from codistill.spec.exchange import ALL_UP_TO_REPLICAS, All, AutoTopology, Exchange
+from codistill.spec.exchange import ALL_UP_TO_REPLICAS, All, AutoTopology, Exchange, Weights
 from codistill.spec.training import Training
 
 
@@ -45,6 +45,8 @@ def why_not_averaged(method: LocalSgd | DiLoCo, exchange: Exchange, training: Tr
             f"exchange.topology is '{topology.kind}' among {replicas} replicas, and method '{kind}' averages all of"
             " them; use kind = 'all'"
         )
+    if not isinstance(exchange.currency, Weights):
+        return f"exchange.currency is '{exchange.currency.kind}', and method '{kind}' averages weights; leave it out"
     for key in ("max_lag_steps", "max_offset_steps"):
         if getattr(exchange, key) is not None:
             return f"exchange.{key} would leave replicas out of the mean of method '{kind}'; leave it out"

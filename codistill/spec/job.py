@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from codistill.spec.averaging import DiLoCo, LocalSgd, why_not_averaged
 from codistill.spec.base import NAME_PATTERN, Spec
 from codistill.spec.exchange import Exchange, MemoryTransport, Predictions, misfit
+from codistill.spec.joining import why_not_joined
 from codistill.spec.methods import (
     DEFAULT_BURN_IN_FRACTION,
     Arm,
@@ -18,12 +19,11 @@ from codistill.spec.methods import (
     Disjoint,
     LabelSmoothing,
     Method,
-    Overlap,
     SameSet,
     Solo,
 )
 from codistill.spec.offline import KnowledgeDistillation, TrainedFirst
-from codistill.spec.recipes import Digits, Images, Installed, Recipe
+from codistill.spec.recipes import Digits, Installed, Recipe
 from codistill.spec.training import Replicas, Training
 
 SPEC_VERSION = 1
@@ -74,8 +74,10 @@ class JobSpec(Spec):
             )
         if self.exchanges and (problem := misfit(self.exchange.topology, self.replicas.count)) is not None:
             raise ValueError(f"exchange.{problem}")
-        if self.exchanges and isinstance(self.exchange.currency, Predictions):
-            self._predictions_meet(self.exchange.currency)
+        if isinstance(self.method, Codistillation) and isinstance(self.exchange.currency, Predictions):
+            problem = why_not_joined(self.exchange.currency, self.exchange, self.method, self.recipe, self.data)
+            if problem is not None:
+                raise ValueError(problem)
         for control in self.controls:
             if self.controls.count(control) > 1:
                 raise ValueError(f"controls names '{control}' twice; each control is trained once")
@@ -116,43 +118,6 @@ class JobSpec(Spec):
                 " of one replica; lower it"
             )
         return self
-
-    def _predictions_meet(self, currency: Predictions) -> None:
-        """Raises `ValueError` where what one replica said of a sample is nothing to another."""
-        if isinstance(self.recipe, Images):
-            for key in ("shift_pixels", "flip"):
-                if getattr(self.recipe, key):
-                    raise ValueError(
-                        f"recipe.{key} shows each replica a sample in another random way, and predictions are joined by"
-                        " sample alone; leave it out, or use exchange.currency.kind = 'weights'"
-                    )
-        if isinstance(self.data, Disjoint) or (isinstance(self.data, Overlap) and self.data.ratio == 0):
-            raise ValueError(
-                "data gives no sample to two replicas, and predictions are joined by sample; use data.kind ="
-                " 'same_set', an 'overlap' with a ratio above 0, or exchange.currency.kind = 'weights'"
-            )
-        if self.exchange.precision != "fp32":
-            raise ValueError(
-                f"exchange.precision '{self.exchange.precision}' is for weights, and predictions travel in float16;"
-                " leave it out"
-            )
-        if self.exchange.max_lag_steps is not None:
-            raise ValueError(
-                "exchange.max_lag_steps bounds the age of snapshots, and each prediction has an age of its own, about"
-                " one pass over the data; leave it out, or bound that age with exchange.max_offset_steps"
-            )
-        method = self.method
-        if currency.form == "sampled" and isinstance(method, Codistillation):
-            if method.divergence not in ("cross_entropy", "kl"):
-                raise ValueError(
-                    f"method.divergence '{method.divergence}' needs the probability of every class, and"
-                    " exchange.currency.form 'sampled' sends that of few; use 'cross_entropy' or 'kl', or another form"
-                )
-            if method.temperature != 1:
-                raise ValueError(
-                    f"method.temperature {method.temperature:g} softens teachers, which samples of them do not allow;"
-                    " leave it out, or use another exchange.currency.form"
-                )
 
     @property
     def burn_in_steps(self) -> int:

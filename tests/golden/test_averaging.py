@@ -64,6 +64,7 @@ def opened(hub: Hub, rule: Averaging, learner: nn.ModuleDict) -> Any:
             build_part=lambda part: learner[part],
             place=lambda module: module,
             open_mailbox=lambda shown, when: mailbox(hub, when, rule.replica, shown),
+            open_predictions=lambda form, when: pytest.fail("it is weights that are averaged"),
         )
     )
 

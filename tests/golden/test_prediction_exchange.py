@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from codistill import records
 from codistill.data.loader import training_batches
-from codistill.divergence import pull
+from codistill.divergence import advantage, pull
 from codistill.losses import off_label
 from codistill.phase import Replica
 from codistill.randomness import seed_everything
@@ -167,12 +167,9 @@ def test_the_term_is_a_sum_over_found_samples_divided_by_all(divergence: Diverge
     shape = (4, 5) if length is None else (4, length, 5)
     student = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     peers = [torch.randn(shape, dtype=torch.float64) for _ in range(3)]
-    found = [
-        torch.tensor(one)
-        for one in ([True, False, True, False], [True, False, False, True], [True, False, False, False])
-    ]
+    found = torch.tensor([[1, 0, 1, 0], [1, 0, 0, 1], [1, 0, 0, 0]]).bool()
     temperature = 1.0 if divergence == "logit_regression" else 2.0
-    pulled = pull(divergence, peers, student, temperature=temperature, found=found)
+    pulled = pull(divergence, peers, student, temperature=temperature, present=found)
     expected = torch.zeros((), dtype=torch.float64)
     places = [()] if length is None else [(place,) for place in range(length)]
     for sample in range(4):
@@ -197,7 +194,7 @@ def test_with_all_found_it_is_the_formula_of_weights_to_the_last_bit(divergence:
     student = torch.randn(33, 10, requires_grad=True)
     said = [3 * torch.randn(33, 10) for _ in range(peers)]
     plain = pull(divergence, said, student)
-    masked = pull(divergence, said, student, found=[torch.ones(33, dtype=torch.bool)] * peers)
+    masked = pull(divergence, said, student, present=torch.ones(peers, 33, dtype=torch.bool))
     assert torch.equal(plain.loss, masked.loss)
     assert torch.equal(plain.target, masked.target)
     assert torch.equal(*(torch.autograd.grad(one.loss, student)[0] for one in (plain, masked)))
@@ -206,16 +203,30 @@ def test_with_all_found_it_is_the_formula_of_weights_to_the_last_bit(divergence:
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_with_nobody_found_the_term_is_0_and_pulls_nowhere(divergence: Divergence) -> None:
     student = torch.randn(6, 10, requires_grad=True)
-    pulled = pull(divergence, [torch.zeros(6, 10)], student, found=[torch.zeros(6, dtype=torch.bool)])
+    pulled = pull(divergence, [torch.zeros(6, 10)], student, present=torch.zeros(1, 6, dtype=torch.bool))
     assert pulled.loss.item() == 0
     assert (torch.autograd.grad(pulled.loss, student)[0] == 0).all()
-    assert off_label(pulled.target, torch.zeros(6, dtype=torch.int64), pulled.heard).item() == 0
+    assert off_label(pulled.target, torch.zeros(6, dtype=torch.int64), heard=pulled.heard).item() == 0
 
 
 def test_what_is_taken_off_the_label_counts_the_heard() -> None:
     target = torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.25, 0.75]]).log()
     heard = torch.tensor([True, False, True])
     labels = torch.tensor([0, 0, 0])
-    assert off_label(target, labels, heard).item() == pytest.approx((0.25 + 0.75) / 3)
+    assert off_label(target, labels, heard=heard).item() == pytest.approx((0.25 + 0.75) / 3)
     assert off_label(target, labels).item() == pytest.approx(1.5 / 3)
-    assert math.isclose(off_label(target, torch.tensor([0, 0, -100]), heard).item(), 0.25 / 2, rel_tol=1e-6)
+    assert math.isclose(off_label(target, torch.tensor([0, 0, -100]), heard=heard).item(), 0.25 / 2, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("length", [None, 2], ids=["samples", "sequences"])
+def test_advantage_is_compared_on_what_each_teacher_has_spoken_of(length: int | None) -> None:
+    torch.manual_seed(1)
+    shape = (4,) if length is None else (4, length)
+    student, teachers = torch.randn(*shape, 3).double(), [torch.randn(*shape, 3).double() for _ in range(3)]
+    labels = torch.randint(3, shape)
+    present = torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    better = advantage(teachers, student, labels, present=present)
+    for peer, known in ((0, [0, 1, 3]), (2, [0, 1, 2, 3])):
+        (expected,) = advantage([teachers[peer][known]], student[known], labels[known])
+        assert_close(better[peer], expected)
+    assert better[1] == 0

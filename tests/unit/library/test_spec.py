@@ -154,6 +154,10 @@ def test_every_field_is_described() -> None:
             {"exchange": {"mode": "lockstep", "max_offset_steps": 3}},
             "exchange.max_offset_steps would leave replicas out",
         ),
+        (
+            {"exchange": {"mode": "lockstep", "currency": {"kind": "predictions"}}},
+            "exchange.currency is 'predictions', and method",
+        ),
         ({"training": {"ema_decay": 0.9}}, "training.ema_decay averages one replica's way"),
         ({"controls": ["solo"]}, "method 'diloco' has no teachers; leave controls out"),
     ],

@@ -1,0 +1,46 @@
+"""Predictions as currency: where what one replica said of a sample is of use to another."""
+
+from __future__ import annotations
+
+from codistill.spec.exchange import Exchange, Predictions
+from codistill.spec.methods import Codistillation, DataMode, Disjoint, Overlap
+from codistill.spec.recipes import Images, Recipe
+
+
+def why_not_joined(
+    currency: Predictions, exchange: Exchange, method: Codistillation, recipe: Recipe, data: DataMode
+) -> str | None:
+    """What keeps predictions from being joined by sample, and what would be right; None when nothing does."""
+    for key in ("shift_pixels", "flip"):
+        if isinstance(recipe, Images) and getattr(recipe, key):
+            return (
+                f"recipe.{key} shows each replica a sample in another random way, and predictions are joined by sample"
+                " alone; leave it out, or use exchange.currency.kind = 'weights'"
+            )
+    if isinstance(data, Disjoint) or (isinstance(data, Overlap) and data.ratio == 0):
+        return (
+            "data gives no sample to two replicas, and predictions are joined by sample; use data.kind = 'same_set', an"
+            " 'overlap' with a ratio above 0, or exchange.currency.kind = 'weights'"
+        )
+    if exchange.precision != "fp32":
+        return (
+            f"exchange.precision '{exchange.precision}' is for weights, and predictions travel in float16; leave it out"
+        )
+    if exchange.max_lag_steps is not None:
+        return (
+            "exchange.max_lag_steps bounds the age of snapshots, and each prediction has an age of its own, about one"
+            " pass over the data; leave it out, or bound that age with exchange.max_offset_steps"
+        )
+    if currency.form != "sampled":
+        return None
+    if method.divergence not in ("cross_entropy", "kl"):
+        return (
+            f"method.divergence '{method.divergence}' needs the probability of every class, and"
+            " exchange.currency.form 'sampled' sends that of few; use 'cross_entropy' or 'kl', or another form"
+        )
+    if method.temperature != 1:
+        return (
+            f"method.temperature {method.temperature:g} softens teachers, which samples of them do not allow; leave it"
+            " out, or use another exchange.currency.form"
+        )
+    return None
