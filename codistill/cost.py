@@ -94,7 +94,7 @@ def _opening(learner: Learner, finished: Mapping[str, Learner]) -> Opening:
     def refuse(*_: object) -> Any:
         raise AssertionError("a frozen teacher exchanges nothing")
 
-    return Opening(learner, finished, refuse, lambda module: module, refuse, storage=Path("/nowhere"))
+    return Opening(learner, finished, refuse, lambda module: module, refuse, refuse, storage=Path("/nowhere"))
 
 
 def _said(module: nn.Module, batch: Batch) -> Outputs:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from codistill.batch import as_outputs
 from codistill.cost import PhaseCost, cost_of
+from codistill.exchange.predictions import form_of
 from codistill.exchange.weights import bytes_published
 from codistill.methods import plan
 from codistill.methods.common import TRAIN
@@ -26,10 +27,10 @@ from codistill.numerics import all_reduce_bytes
 from codistill.phase import Learner, Replica
 from codistill.recipes import RecipeUnavailable, open_recipe
 from codistill.recipes.base import Recipe
-from codistill.spec import DiLoCo, JobSpec
+from codistill.spec import DiLoCo, Installed, JobSpec
 from codistill.spec_errors import SpecError, load_spec, parse_spec
 from codistill.throughput import forward_flops
-from codistill.topology import teachers_of
+from codistill.topology import all_teachers_of, teachers_of
 
 EXIT_BAD_SPEC, EXIT_UNAVAILABLE = 2, 3
 
@@ -45,7 +46,7 @@ class Memory:
     average: int
     teachers: int
     """On the CPU they are mapped from the exchange and shared by all readers of a node; on a GPU, or where they travel
-    in another precision, they are copies."""
+    in another precision, they are copies. Of predictions: what each peer said of each sample, once all were seen."""
     outer: int
     """Weights and momentum of DiLoCo's outer optimizer."""
     activations: int
@@ -69,7 +70,13 @@ def describe(spec: JobSpec) -> dict[str, Any]:
     snapshot = bytes_published(model, spec.exchange.precision)
     costs = costs_of(spec, recipe, teachers)
     micros = spec.replicas.ranks * spec.training.accumulate
-    memory = max(memories(spec, list(costs.values())), key=lambda one: one.total)
+    form = form_of(spec.exchange.currency, recipe.classes, tuple(recipe.example(1).y.shape[1:]))
+    held = 0
+    if form is not None and everyone:
+        peers = max(len(all_teachers_of(spec.exchange.topology, r, spec.replicas.count)) for r in everyone)
+        snapshot = spec.exchange.interval_steps * spec.training.batch_size * form.sent_bytes
+        held = peers * samples_seen(spec) * form.row_bytes
+    memory = max(memories(spec, list(costs.values()), held), key=lambda one: one.total)
     return {
         "recipe": spec.recipe.kind,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -105,8 +112,15 @@ def costs_of(spec: JobSpec, recipe: Recipe, peers: int) -> dict[str, PhaseCost]:
     return costs
 
 
-def memories(spec: JobSpec, costs: Sequence[PhaseCost]) -> Iterator[Memory]:
-    """Of each phase."""
+def samples_seen(spec: JobSpec) -> int:
+    """How many samples a replica sees at most."""
+    drawn = spec.training.steps * spec.training.batch_size
+    size = None if isinstance(spec.recipe, Installed) else spec.recipe.train_size
+    return drawn if size is None else min(drawn, size)
+
+
+def memories(spec: JobSpec, costs: Sequence[PhaseCost], predictions_bytes: int) -> Iterator[Memory]:
+    """Of each phase, where that many bytes of peers' predictions are held."""
     before = 0
     for cost in costs:
         yield Memory(
@@ -114,7 +128,7 @@ def memories(spec: JobSpec, costs: Sequence[PhaseCost]) -> Iterator[Memory]:
             gradients=cost.gradients_bytes,
             optimizer=cost.optimizer_bytes,
             average=0 if spec.training.ema_decay is None else cost.weights_bytes,
-            teachers=cost.teachers_bytes,
+            teachers=cost.teachers_bytes + predictions_bytes,
             outer=2 * cost.gradients_bytes if isinstance(spec.method, DiLoCo) else 0,
             activations=cost.activations_bytes,
         )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from codistill.exchange.snapshot import Array
-from codistill.spec import Predictions
+from codistill.spec import Currency, Predictions
 
 DENSE_UP_TO_CLASSES = 64
 """What `auto` sends whole: 128 bytes."""
@@ -69,8 +69,15 @@ class Form:
 
     @property
     def row_bytes(self) -> int:
-        """Of one sample, with its id and age."""
+        """Of one sample where it is held, with its id and age."""
         return 16 + sum(dtype.itemsize * width for dtype, width in self.columns.values())
+
+    @property
+    def sent_bytes(self) -> int:
+        """Of one sample where it travels; at most, for `sampled`, since draws travel as counts."""
+        if self.kind != "sampled":
+            return self.row_bytes
+        return 16 + 2 * 4 + self.count * (1 + self.size * (self.class_type.itemsize + 1))
 
 
 @dataclass(frozen=True)
@@ -111,8 +118,11 @@ def joined(form: Form, parts: Sequence[Rows]) -> Rows:
     return Rows(np.concatenate([p.ids for p in parts]), np.concatenate([p.made_at for p in parts]), columns)
 
 
-def form_of(asked: Predictions, classes: int, places: tuple[int, ...]) -> Form:
-    """What `asked` means for that many classes. Raises `ValueError` when it names more classes than there are."""
+def form_of(asked: Currency, classes: int, places: tuple[int, ...]) -> Form | None:
+    """What `asked` means for that many classes; None where it is not predictions that travel. Raises `ValueError` when
+    it names more classes than there are."""
+    if not isinstance(asked, Predictions):
+        return None
     match asked.form:
         case "auto" if classes <= max(DENSE_UP_TO_CLASSES, asked.top_k):
             return Form("dense", classes, places)

@@ -21,7 +21,6 @@ labels, in nats, where they have.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -34,7 +33,7 @@ from codistill.methods.common import one_phase
 from codistill.phase import Loss, Phase, Replica, Step
 from codistill.recipes import Recipe
 from codistill.schedules import open_schedule
-from codistill.spec import Codistillation, JobSpec, Predictions, Weights
+from codistill.spec import Codistillation, JobSpec
 from codistill.teachers import PeerPredictions, Peers, TeacherSource
 from codistill.topology import teachers_of
 
@@ -78,20 +77,16 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
 def peers_of(spec: JobSpec, recipe: Recipe, replica: Replica) -> TeacherSource:
     """The other replicas, heard in the currency of the spec. Raises `ValueError` when that does not fit the recipe."""
     rule = PublishRule(spec.burn_in_steps, spec.exchange.interval_steps)
-    match spec.exchange.currency:
-        case Weights():
-            return Peers(rule)
-        case Predictions() as asked:
-            topology, me = spec.exchange.topology, replica
-            return PeerPredictions(
-                rule,
-                form_of(asked, recipe.classes, tuple(recipe.example(1).y.shape[1:])),
-                teachers_in=lambda step: teachers_of(topology, me.index, me.count, rule.exchange(step)),
-                stream=(me.seed, me.index, "predictions"),
-                max_age_steps=spec.exchange.max_offset_steps,
-            )
-        case _:
-            assert_never(spec.exchange.currency)
+    form = form_of(spec.exchange.currency, recipe.classes, tuple(recipe.example(1).y.shape[1:]))
+    if form is None:
+        return Peers(rule)
+    return PeerPredictions(
+        rule,
+        form,
+        teachers_in=lambda step: teachers_of(spec.exchange.topology, replica.index, replica.count, rule.exchange(step)),
+        stream=(replica.seed, replica.index, "predictions"),
+        max_age_steps=spec.exchange.max_offset_steps,
+    )
 
 
 def coverage(found: Tensor, ages_steps: Tensor) -> dict[str, Tensor]:

@@ -33,6 +33,23 @@ def test_bytes_are_those_that_travel(precision: str, tmp_path: Path) -> None:
     assert (facts["classes"], facts["taps"]) == (10, {"features": [32], "logits": [10]})
 
 
+@pytest.mark.parametrize("form", ["dense", "top_k", "sampled"])
+def test_bytes_of_predictions_are_those_that_travel(form: str, tmp_path: Path) -> None:
+    currency = {"kind": "predictions", "form": form, "top_k": 4, "draws": 3}
+    spec = small_spec(replicas={"count": 3}, exchange={"currency": currency}, training={"steps": 9})
+    facts = describe(spec)
+    rows = {"dense": 16 + 10 * 2, "top_k": 16 + 4 * (1 + 2) + 2, "sampled": 16 + 2 * 4 + 1 + 3 * 2}
+    assert facts["bytes_per_snapshot"] == 2 * 16 * rows[form]
+    assert facts["bytes_received_per_exchange"] == 2 * facts["bytes_per_snapshot"]
+    results = run_in_turns(new_run(tmp_path, spec))
+    # Versions 3, 6, 8 hold two steps and version 4 holds one; each has a frame.
+    least = 3.5 * facts["bytes_per_snapshot"] * (1.0 if form != "sampled" else 0.7)
+    assert least <= results[0]["bytes_sent"] <= 3.5 * facts["bytes_per_snapshot"] + 4 * 1300
+    assert facts["phases"]["train"]["teachers_flops_per_step"] == 0
+    held = {"dense": 36, "top_k": 30, "sampled": 19}
+    assert facts["memory_bytes_per_rank"]["teachers"] == 2 * 9 * 16 * held[form]
+
+
 def test_replicas_that_are_averaged_have_peers_but_no_teachers(tmp_path: Path) -> None:
     spec = small_spec(replicas={"count": 3}, method={"kind": "diloco"})
     facts, plain = describe(spec), describe(small_spec(method={"kind": "solo"}))

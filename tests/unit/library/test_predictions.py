@@ -178,6 +178,8 @@ def test_draws_travel_as_counts() -> None:
     draws = rows.columns["draws"].reshape(256, 3, 50)[128:]
     distinct = sum(len(set(place)) for sample in draws.tolist() for place in sample)
     assert two - one == pytest.approx(128 * (8 + 8 + 3 + 2 * 4) + 3 * distinct, abs=64 * 5)
+    assert two - one < 128 * form.sent_bytes
+    assert form.sent_bytes == 8 + 8 + 2 * 4 + 3 * (1 + 50 * 3)
 
 
 def test_a_stream_of_another_form_is_refused() -> None:
