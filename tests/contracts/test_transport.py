@@ -7,16 +7,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from codistill.exchange.clock import PublishRule
+from codistill.exchange.mailbox import Mailbox
+from codistill.exchange.prediction_records import OfPredictions, from_arrays
+from codistill.exchange.predictions import Form, Rows, packed
 from codistill.exchange.snapshot import Header, SnapshotId, header_of
+from codistill.exchange.terms import Counters, MailboxSettings
 from codistill.exchange.transport import FilesTransport, Hub, MemoryTransport, SnapshotUnavailable, Transport
+from codistill.records import LEDGER, Recorder
 from codistill.run_dir import RunDir
 from tests.contracts.publishing import KEEP, publish, weights
 
@@ -152,6 +160,34 @@ def test_announced_snapshots_outlive_a_clean_end(place: Place) -> None:
     assert announced(reader) == headers
     for header in headers:
         assert_same(reader.fetch(header), weights(header.id.version))
+
+
+def test_predictions_arrive_bit_by_bit_and_those_dropped_in_between_are_counted(place: Place) -> None:
+    form, rule = Form("top_k", 300, (4,), 8), PublishRule(burn_in_steps=0, interval_steps=1)
+
+    def mailbox(replica: int) -> Mailbox[Sequence[Rows]]:
+        who = SnapshotId(replica, 1, 0, 0)
+        settings = MailboxSettings(who, (1 - replica,), rule, "async", threaded=False)
+        ledger = Recorder(None, LEDGER, fence=1, incarnation=0)
+        return Mailbox(place.connect(replica), settings, ledger, OfPredictions(form), Counters())
+
+    @cache
+    def said(version: int) -> Rows:
+        logits = torch.randn(800, 4, 300, generator=torch.Generator().manual_seed(version))
+        return Rows(np.arange(800) * 7, np.full(800, version), packed(form, logits))
+
+    publisher, reader = mailbox(0), mailbox(1)
+    publisher.publish(0, [said(0)])
+    taken = list(reader.read(0))
+    for version in range(1, 5):
+        publisher.publish(version, [said(version)])
+    taken += reader.read(5)
+    assert [held.header.id.version for held in taken] == [0, 3, 4]
+    for held in taken:
+        rows, expected = from_arrays(form, held.arrays), said(held.header.id.version)
+        assert_same({"made_at": rows.made_at, **rows.columns}, {"made_at": expected.made_at, **expected.columns})
+        assert not any(column.flags.writeable for column in rows.columns.values())
+    assert (reader.counters.missed, reader.counters.unavailable, reader.counters.rejected) == (2, 0, 0)
 
 
 PUBLISHER = """

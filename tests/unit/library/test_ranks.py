@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -145,6 +146,8 @@ def mailbox(
 def listen(run: RunDir, rank: int, rendezvous: str, out: Path) -> None:
     """One rank of replica 0: shows what it has, then notes which version it hears in each of 150 steps of 20 ms."""
     ranks = join_group(rendezvous, rank, 2, on_gpu=False)
+    told = ranks.gather_bytes(np.arange(3 * rank, dtype=np.uint8))
+    assert [bytes_of.tolist() for bytes_of in told] == [[], [0, 1, 2]], "of any length"
     kind = SlowTransport if rank == 1 else FilesTransport
     box = mailbox(run, 0, kind(run, 0, 2, keep=4), ranks)
     shown = nn.BatchNorm1d(2)
