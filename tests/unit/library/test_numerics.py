@@ -11,7 +11,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from codistill.loop import train_step
-from codistill.methods.common import one_group
+from codistill.methods.common import groups
 from codistill.numerics import Numerics, device_of, set_up_process, wrap
 from codistill.peers import PeerTeachers
 from codistill.phase import Artifacts, Learner, Loss, Phase, Step, Update
@@ -131,7 +131,7 @@ def test_weight_decay_spares_vectors_and_follows_its_schedule() -> None:
     learner = Learner({"net": nn.Linear(3, 2)})
     what = Phase(
         name="train", steps=10, learner=lambda artifacts: learner, batches=lambda artifacts: batch, updates=[],
-        groups=one_group(training),
+        groups=groups(training, {"net": ("net.*",)}),
     )  # fmt: skip
     work = PhaseInProgress.begin(what, learner)
     opened = work.groups["net"]
