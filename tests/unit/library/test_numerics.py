@@ -83,11 +83,11 @@ def test_a_gradient_that_overflows_in_fp16_skips_the_step_and_lowers_the_scale()
     parts = wrap(work.learner, ALONE, several_updates=False)
     before = work.learner["net"].weight.detach().clone()
     factor.fill_(float("inf"))
-    stats = train_step(what, work, parts, batch(0), {}, around())
+    stats = train_step(what, work, parts, batch(0), around())
     assert torch.equal(work.learner["net"].weight, before)
     assert float(stats["train/loss_scale"]) == 512.0
     factor.fill_(1.0)
-    train_step(what, work, parts, batch(0), {}, around())
+    train_step(what, work, parts, batch(0), around())
     assert not torch.equal(work.learner["net"].weight, before)
 
 
@@ -101,7 +101,7 @@ def test_the_average_follows_the_weights() -> None:
     parts = wrap(work.learner, ALONE, several_updates=False)
     expected: torch.Tensor | None = None
     for step in range(4):
-        train_step(what, work, parts, batch(step), {}, around())
+        train_step(what, work, parts, batch(step), around())
         assert work.average is not None
         work.average.update_parameters(work.learner)
         now = work.learner["net"].weight.detach().clone()
