@@ -160,8 +160,7 @@ class ObjectStoreTransport:
             raise
 
     def _file(self, snapshot: SnapshotId) -> Path:
-        stem = f"{snapshot.fence:04d}-{snapshot.incarnation:04d}-{snapshot.version:012d}"
-        return self._run.exchange(replica_name(snapshot.replica)) / f"{stem}.safetensors"
+        return self._run.exchange(replica_name(snapshot.replica)) / f"{snapshot.stem}.safetensors"
 
 
 def reason(error: Exception) -> str:

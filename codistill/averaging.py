@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from codistill.companion import Companion, Opening
 from codistill.exchange.clock import PublishRule
-from codistill.exchange.mailbox import Mailbox
+from codistill.exchange.mailbox import MailboxLike
 from codistill.exchange.shelf import Held
 from codistill.exchange.weights import published, tensors_of
 from codistill.spec import TravelPrecision, replica_name
@@ -88,7 +88,7 @@ class Averaging:
 class OpenAveraging(Companion):
     """The rule at work in one replica, in lockstep with its peers."""
 
-    def __init__(self, how: Averaging, learner: nn.Module, mailbox: Mailbox[nn.Module]) -> None:
+    def __init__(self, how: Averaging, learner: nn.Module, mailbox: MailboxLike[nn.Module]) -> None:
         self._how, self._rule, self._learner, self._mailbox = how, how.rule, learner, mailbox
         self._before: Weights = {}
         self._velocity: Weights = {}

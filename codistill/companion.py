@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from codistill.batch import Batch, Outputs
 from codistill.exchange.clock import PublishRule
-from codistill.exchange.mailbox import Mailbox
+from codistill.exchange.mailbox import MailboxLike
 from codistill.exchange.predictions import Form, Rows
 from codistill.ranks import ALONE, Ranks
 
@@ -31,9 +31,9 @@ class Opening:
     """A fresh module of the learner's part of that name, on the replica's device."""
     place: Callable[[nn.Module], nn.Module]
     """Puts a module where the replica computes, compiled where that is asked for."""
-    open_mailbox: Callable[[nn.Module, PublishRule], Mailbox[nn.Module]]
+    open_mailbox: Callable[[nn.Module, PublishRule], MailboxLike[nn.Module]]
     """The replica's end of the exchange, for the module it shows and expects of its peers."""
-    open_predictions: Callable[[Form, PublishRule], Mailbox[Sequence[Rows]]]
+    open_predictions: Callable[[Form, PublishRule], MailboxLike[Sequence[Rows]]]
     """The same, for predictions."""
     storage: Path
     """Where the runs of other jobs lie."""

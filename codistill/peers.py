@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from codistill.batch import Outputs
 from codistill.companion import Teacher
 from codistill.divergence import pull
-from codistill.exchange.mailbox import Mailbox
+from codistill.exchange.mailbox import MailboxLike
 from codistill.exchange.shelf import Held
 from codistill.exchange.weights import hold
 from codistill.randomness import unseen
@@ -51,7 +51,7 @@ class PeerTeachers(Teacher):
 
     def __init__(
         self,
-        mailbox: Mailbox[nn.Module],
+        mailbox: MailboxLike[nn.Module],
         model: nn.Module,
         build: Callable[[], nn.Module],
         forward: Forward,

@@ -15,7 +15,7 @@ from torch import Tensor
 from codistill.batch import Batch, Outputs
 from codistill.companion import Teacher
 from codistill.exchange.clock import PublishRule
-from codistill.exchange.mailbox import Mailbox
+from codistill.exchange.mailbox import MailboxLike
 from codistill.exchange.prediction_records import from_arrays, of_all_ranks
 from codistill.exchange.prediction_table import PredictionTable, rows_of, tensors_of
 from codistill.exchange.predictions import Form, Rows, packed
@@ -33,7 +33,7 @@ class PredictionTeachers(Teacher):
 
     def __init__(
         self,
-        mailbox: Mailbox[Sequence[Rows]],
+        mailbox: MailboxLike[Sequence[Rows]],
         form: Form,
         rule: PublishRule,
         teachers_in: Callable[[int], tuple[int, ...]],

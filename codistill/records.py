@@ -33,6 +33,9 @@ METRICS = pa.schema(
 )
 """Long form: one value of one name at one step (the number of steps completed when it was taken)."""
 
+NOBODY = "nobody"
+"""The ledger's verdict of a step without teachers; its row names none."""
+
 LEDGER = pa.schema(
     [
         *_KEYS,
@@ -47,7 +50,8 @@ LEDGER = pa.schema(
     ],
     metadata={"schema_version": "1"},
 )
-"""One row per step and teacher heard in it (verdict `accepted`), and one per snapshot refused.
+"""One row per step and teacher heard in it (verdict `accepted`), one per snapshot refused, and one per step that found
+nobody to learn from (`nobody`): every step after burn-in has a row of the incarnation that made it.
 
 `step` is the index of the step (updates completed before it). `bytes_received` is not 0 only in the row where a
 snapshot is new. `lag_steps` is null where the peer's step was not known.

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 
 from codistill.controls import spec_of
+from codistill.exchange.opening import OpenMailbox, open_mailbox
 from codistill.exchange.snapshot import SnapshotId
 from codistill.exchange.transport import Connect
 from codistill.numerics import Numerics, device_of, set_up_process
@@ -36,6 +37,7 @@ def train_replica(
     device: torch.device | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     before_step: Callable[[int], None] = lambda step: None,
+    open_mailbox: OpenMailbox = open_mailbox,
 ) -> dict[str, Any]:
     """Train replica `index` of an arm of the job to its end and return its entry of `result.json`.
 
@@ -43,7 +45,8 @@ def train_replica(
     outcome "cancelled", once the attempt's stop file appears or `should_stop` says so. `before_step` is called with
     each step's index before it begins. Of several `ranks` each calls this, and the first writes everything down.
     `device` is for whoever deals them out; left out, the spec says. A replica of a control arm neither publishes nor
-    hears anybody, and the job's replica of the same index has ended before it starts.
+    hears anybody, and the job's replica of the same index has ended before it starts. `open_mailbox` is for who
+    puts something else in the place of the exchange.
     Raises what training raises, and `NobodyHeard`; everything up to the last checkpoint is on disk.
     """
     turns = replica_turns(
@@ -56,6 +59,7 @@ def train_replica(
         device=device,
         should_stop=should_stop,
         before_step=before_step,
+        open_mailbox=open_mailbox,
     )
     while True:
         try:
@@ -75,6 +79,7 @@ def replica_turns(
     device: torch.device | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     before_step: Callable[[int], None] = lambda step: None,
+    open_mailbox: OpenMailbox = open_mailbox,
 ) -> Generator[int, None, dict[str, Any]]:
     """`train_replica` as a generator that yields where other replicas of the process may take their turn."""
     spec = run.read_spec()
@@ -87,6 +92,7 @@ def replica_turns(
             connect=connect,
             should_stop=lambda: telemetry.stop_requested() or should_stop(),
             before_step=before_step,
+            open_mailbox=open_mailbox,
             ranks=ranks,
             numerics=Numerics(
                 device or device_of(spec, index * ranks.count + ranks.rank),

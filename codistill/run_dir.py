@@ -5,7 +5,7 @@
       attempts/<fence>/attempt.json  environment.json  result.json
       attempts/<fence>/replicas/<replica>/  heartbeat.json  incarnation  metrics/  ledger/  logs/  predictions/
       checkpoints/<replica>/<fence>-<step>/
-      exchange/<replica>/
+      exchange/<replica>/  snapshots/<replica>/
       export/<replica>/
 
 Paths are built here, from ids that have been checked; none is ever taken from a user.
@@ -105,6 +105,10 @@ class RunDir:
 
     def exchange(self, replica: str) -> Path:
         return self.root / "exchange" / checked_id(replica)
+
+    def snapshots(self, replica: str) -> Path:
+        """Every snapshot that a replica announced, where `exchange.keep_snapshots` asks for that."""
+        return self.root / "snapshots" / checked_id(replica)
 
     def export(self, replica: str) -> Path:
         return self.root / "export" / checked_id(replica)

@@ -20,8 +20,8 @@ from codistill.environment import write_environment
 from codistill.evaluate import write_predictions
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.currency import Currency
-from codistill.exchange.mailbox import Mailbox
-from codistill.exchange.opening import Member, Shown, open_mailbox
+from codistill.exchange.mailbox import MailboxLike
+from codistill.exchange.opening import Member, OpenMailbox, Shown, open_mailbox
 from codistill.exchange.prediction_records import OfPredictions
 from codistill.exchange.snapshot import SnapshotId
 from codistill.exchange.terms import Counters, StopRequested
@@ -55,6 +55,7 @@ class Outside:
     before_step: Callable[[int], None]
     ranks: Ranks
     numerics: Numerics
+    open_mailbox: OpenMailbox = open_mailbox
 
 
 class ReplicaTraining:
@@ -204,7 +205,7 @@ class ReplicaTraining:
         for rule in phase.rules:
             work.rules[rule.name] = rule.open(opening)
 
-    def _open_mailbox(self, currency: Currency[Shown], rule: PublishRule) -> Mailbox[Shown]:
+    def _open_mailbox(self, currency: Currency[Shown], rule: PublishRule) -> MailboxLike[Shown]:
         member = Member(
             run=self.run,
             me=self.me,
@@ -215,7 +216,7 @@ class ReplicaTraining:
             counters=self.notebook.counters,
             should_stop=self.outside.should_stop,
         )
-        return open_mailbox(
+        return self.outside.open_mailbox(
             member,
             self.spec.exchange,
             currency,

@@ -17,7 +17,7 @@ from codistill.exchange.terms import Counters, MailboxSettings, PeerTimeout
 from codistill.exchange.transport import PeerReport, SnapshotUnavailable, Transport
 from codistill.exchange.turns import Turn, worth_taking
 from codistill.ranks import Ranks
-from codistill.records import Recorder
+from codistill.records import NOBODY, Recorder
 from codistill.spec import replica_name
 
 log = logging.getLogger(__name__)
@@ -159,6 +159,11 @@ class Inbox:
         state = ", which is in quarantine" if shelf.gate.quarantined else ""
         log.warning("version %d of %s%s is refused: %s", header.id.version, replica_name(peer), state, verdict)
         write_row(self._ledger, self.step, header, None, 0, verdict)
+
+
+def write_nobody(ledger: Recorder, step: int) -> None:
+    """That there was nobody to learn from in a step."""
+    ledger.add(step, bytes_received=0, verdict=NOBODY)
 
 
 def write_row(ledger: Recorder, step: int, header: Header, lag: int | None, received: int, verdict: Verdict) -> None:

@@ -11,13 +11,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic
+from typing import Generic, Protocol
 
 from codistill.exchange.agreement import Agreed, Said, agree, agree_in_lockstep, pack, unpack
 from codistill.exchange.clock import EACH_KEPT
 from codistill.exchange.currency import Currency, Shown
 from codistill.exchange.gate import Verdict
-from codistill.exchange.inbox import Inbox, write_row
+from codistill.exchange.inbox import Inbox, write_nobody, write_row
 from codistill.exchange.outbox import Outbox
 from codistill.exchange.shelf import Held, Shelf
 from codistill.exchange.snapshot import Arrays, Header
@@ -30,6 +30,22 @@ from codistill.spec import replica_name
 log = logging.getLogger(__name__)
 
 POLL_INTERVAL_S = 0.1
+
+
+class MailboxLike(Protocol[Shown]):
+    """A replica's end of the exchange, as those who learn from it see it."""
+
+    counters: Counters
+
+    def await_peers(self, limit_s: float) -> None: ...
+
+    def publish(self, step: int, shown: Shown) -> None: ...
+
+    def publish_last(self, step: int, shown: Shown) -> None: ...
+
+    def read(self, step: int) -> list[Held]: ...
+
+    def close(self) -> None: ...
 
 
 class Mailbox(Generic[Shown]):
@@ -60,6 +76,7 @@ class Mailbox(Generic[Shown]):
             counters,
             must_show=settings.mode == "lockstep",
             size=EACH_KEPT if currency.every else 1,
+            keep_in=settings.keep_in,
         )
         self._inbox = Inbox(transport, settings, ledger, currency, counters, ranks=ranks, should_stop=should_stop)
         self._shown: int | None = None
@@ -69,9 +86,6 @@ class Mailbox(Generic[Shown]):
         self._closing = threading.Event()
         self._failure: BaseException | None = None
         self._helper: threading.Thread | None = None
-        if settings.threaded:
-            self._helper = threading.Thread(target=self._help, name="mailbox", daemon=True)
-            self._helper.start()
 
     # ---- training thread
 
@@ -81,6 +95,7 @@ class Mailbox(Generic[Shown]):
         Not one of the waits that `async` is without: nobody has trained yet. Returns when every peer has shown itself,
         or after `limit_s`; raises `StopRequested` when asked to stop.
         """
+        self._start_helper()
         if self._helper is None:
             return  # replicas that wait for exact versions, or take turns, are together anyway
         give_up = time.monotonic() + limit_s
@@ -98,6 +113,7 @@ class Mailbox(Generic[Shown]):
     def publish(self, step: int, shown: Shown) -> None:
         """Before step `step`: say how far this replica is, and publish version `step` if it is due."""
         self._inbox.step = step
+        self._start_helper()
         if self._failure is not None:
             raise self._failure
         if self._settings.rule.due(step):
@@ -140,6 +156,8 @@ class Mailbox(Generic[Shown]):
                 if both.chosen is not None and peer in self._inbox.turn.peers
                 for header, arrays in self._inbox.shelves[peer].use(both.chosen)
             ]
+            if not heard:
+                write_nobody(self._ledger, step)
         return [held for held in heard if held is not None]
 
     def close(self) -> None:
@@ -149,6 +167,12 @@ class Mailbox(Generic[Shown]):
             self._helper.join(timeout=30)
         self._outbox.announce()
         self._transport.close()
+
+    def _start_helper(self) -> None:
+        """Not before the first step is known, which is what the helper tells and writes down."""
+        if self._settings.threaded and self._helper is None:
+            self._helper = threading.Thread(target=self._help, name="mailbox", daemon=True)
+            self._helper.start()
 
     def _stage(self, step: int, shown: Shown) -> None:
         arrays = self._currency.arrays(shown, self._ranks)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from codistill.exchange.clock import PublishRule, snapshots_to_keep
 from codistill.exchange.currency import Currency
-from codistill.exchange.mailbox import Mailbox
+from codistill.exchange.mailbox import Mailbox, MailboxLike
 from codistill.exchange.snapshot import SnapshotId
 from codistill.exchange.terms import Counters, MailboxSettings
 from codistill.exchange.transport import Connect, MemoryTransport, SnapshotScope
 from codistill.ranks import Ranks
 from codistill.records import Recorder
 from codistill.run_dir import RunDir
-from codistill.spec import Exchange
+from codistill.spec import Exchange, replica_name
 from codistill.topology import all_teachers_of, teachers_of
 
 Shown = TypeVar("Shown")
@@ -34,6 +34,21 @@ class Member:
     ledger: Recorder
     counters: Counters
     should_stop: Callable[[], bool]
+
+
+class OpenMailbox(Protocol):
+    """`open_mailbox`, or what stands in for it."""
+
+    def __call__(
+        self,
+        member: Member,
+        exchange: Exchange,
+        currency: Currency[Shown],
+        rule: PublishRule,
+        *,
+        checkpoint_interval_steps: int,
+        timeout_s: float,
+    ) -> MailboxLike[Shown]: ...
 
 
 def open_mailbox(
@@ -74,6 +89,7 @@ def open_mailbox(
         max_lag_steps=exchange.max_lag_steps,
         # Where each snapshot counts, what is in it has an age of its own, which its reader looks at.
         max_offset_steps=None if currency.every else exchange.max_offset_steps,
+        keep_in=member.run.snapshots(replica_name(me.replica)) if exchange.keep_snapshots else None,
         timeout_s=timeout_s,
     )
     return Mailbox(

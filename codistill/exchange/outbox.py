@@ -8,13 +8,16 @@ import threading
 import time
 from collections import deque
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from codistill.exchange.gate import Gate, Verdict
+from codistill.exchange.mapped_file import write_safetensors
 from codistill.exchange.snapshot import Arrays, SnapshotId, norm_of
 from codistill.exchange.terms import Counters, SnapshotRefused
 from codistill.exchange.transport import Staged, Transport
+from codistill.run_dir import StorageError
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +25,23 @@ log = logging.getLogger(__name__)
 class Outbox:
     """At most `size` snapshots wait in it: a newer one takes the place of the oldest that was not announced in time.
 
-    With `must_show` (lockstep) one that the gate refuses is an error, since peers wait for it.
+    With `must_show` (lockstep) one that the gate refuses is an error, since peers wait for it. With `keep_in` what is
+    announced is also kept there.
     """
 
     def __init__(
-        self, transport: Transport, gate: Gate, me: SnapshotId, counters: Counters, *, must_show: bool, size: int = 1
+        self,
+        transport: Transport,
+        gate: Gate,
+        me: SnapshotId,
+        counters: Counters,
+        *,
+        must_show: bool,
+        size: int = 1,
+        keep_in: Path | None = None,
     ) -> None:
         self._transport, self._gate, self._me, self._counters = transport, gate, me, counters
-        self._must_show = must_show
+        self._must_show, self._keep_in = must_show, keep_in
         self._waiting: deque[tuple[SnapshotId, Staged]] = deque(maxlen=size)
         self._lock = threading.Lock()
 
@@ -55,6 +67,8 @@ class Outbox:
         verdict = self._gate.judge(header, staged.arrays)
         self._counters.note_quarantine(before, self._gate.quarantined)
         if verdict is Verdict.ACCEPTED:
+            if self._keep_in is not None:  # first, so that nobody learns from what is not there to be replayed
+                _keep(self._keep_in, snapshot, staged.arrays)
             self._transport.announce(staged, header)
             self._counters.bytes_sent += header.num_bytes
             return
@@ -66,6 +80,17 @@ class Outbox:
                 f"version {snapshot.version} of this replica may not be published ({why}), and in lockstep its"
                 " peers wait for it; its weights have probably diverged: lower the learning rate or the weight"
             )
+
+
+def _keep(directory: Path, snapshot: SnapshotId, arrays: Arrays) -> None:
+    path = directory / f"{snapshot.stem}.safetensors"
+    temporary = directory / f".{path.name}.tmp"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_safetensors(temporary, arrays)
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(f"cannot keep {path}: {error}; make room, or set exchange.keep_snapshots = false") from error
 
 
 def _culprit(arrays: Arrays) -> str:

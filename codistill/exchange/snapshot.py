@@ -38,6 +38,11 @@ class SnapshotId:
         """Whose it is: replica, fence, incarnation."""
         return self.replica, self.fence, self.incarnation
 
+    @property
+    def stem(self) -> str:
+        """Of its file's name among those of the same replica; ordered as they are."""
+        return f"{self.fence:04d}-{self.incarnation:04d}-{self.version:012d}"
+
 
 @dataclass(frozen=True)
 class Header:

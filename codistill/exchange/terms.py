@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from codistill.exchange.clock import PublishRule
@@ -78,6 +79,8 @@ class MailboxSettings:
     threaded: bool
     max_lag_steps: int | None = None
     max_offset_steps: int | None = None
+    keep_in: Path | None = None
+    """Where what is announced is also kept."""
     timeout_s: float = 120.0
     teachers_at: Callable[[int], tuple[int, ...]] | None = None
     """Of an exchange, by its number, those of `teachers` that it is with; all of them, always, when None."""

@@ -168,12 +168,11 @@ class FilesTransport:
         return Staged(map_safetensors(path), path)
 
     def announce(self, staged: Staged, header: Header) -> None:
-        stem = _stem(header)
-        staged.handle.rename(self._directory / f"{stem}.safetensors")
-        write_json(self._directory / f"{stem}.json", header.as_json(), durable=False)
+        staged.handle.rename(self._directory / f"{header.id.stem}.safetensors")
+        write_json(self._directory / f"{header.id.stem}.json", header.as_json(), durable=False)
         for old in sorted(self._headers(self._replica), key=lambda h: h.id)[: -self._keep]:
-            (self._directory / f"{_stem(old)}.json").unlink(missing_ok=True)
-            (self._directory / f"{_stem(old)}.safetensors").unlink(missing_ok=True)
+            (self._directory / f"{old.id.stem}.json").unlink(missing_ok=True)
+            (self._directory / f"{old.id.stem}.safetensors").unlink(missing_ok=True)
 
     def poll(self, step: int) -> Mapping[int, PeerReport]:
         # In place, eight bytes at once: a reader never finds it empty or half written.
@@ -187,7 +186,7 @@ class FilesTransport:
         }
 
     def fetch(self, header: Header) -> Arrays:
-        path = self._run.exchange(replica_name(header.id.replica)) / f"{_stem(header)}.safetensors"
+        path = self._run.exchange(replica_name(header.id.replica)) / f"{header.id.stem}.safetensors"
         try:
             return map_safetensors(path)
         except (OSError, ValueError) as error:
@@ -213,7 +212,3 @@ class FilesTransport:
 def connect_files(scope: SnapshotScope) -> FilesTransport:
     """A replica's end of the exchange through files in its run directory."""
     return FilesTransport(scope.run, scope.index, scope.replicas, keep=scope.keep)
-
-
-def _stem(header: Header) -> str:
-    return f"{header.id.fence:04d}-{header.id.incarnation:04d}-{header.id.version:012d}"

@@ -139,6 +139,8 @@ class Exchange(Spec):
     precision: TravelPrecision = "fp32"
     """In what parameters travel: `bf16` and `fp16` halve the bytes, and round the teachers; `fp32` leaves them as they
     are, in whatever type they are trained. Buffers always travel as they are."""
+    keep_snapshots: bool = False
+    """Every snapshot that is announced is also kept in the run directory, where `codistill replay` needs it."""
     mode: Literal["async", "lockstep"] = "async"
     """`async` never waits and learns from the newest there is; `lockstep` waits for the exact version."""
     interval_steps: int = Field(default=50, ge=1, le=1_000_000)

@@ -30,6 +30,7 @@ for verb in (
     remote.wait,
     remote.cancel,
     compare.compare,
+    local.replay,
     local.schema,
 ):
     name = "list" if verb is remote.list_jobs else verb.__name__

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from codistill.run_dir import RunDir, checked_id
+from codistill.run_dir import RunDir
 from jobs.cli.exits import CommandError, Exit
-from jobs.cli.local import Storage
-from jobs.cli.output import emit, emit_json, home, plain
+from jobs.cli.local import Storage, run_dir_of
+from jobs.cli.output import emit, emit_json, plain
 
 
 class CompareFormat(StrEnum):
@@ -146,15 +146,7 @@ def _run_dir(word: str, storage: Path | None) -> RunDir:
     """A run by its directory, or by its id."""
     if not word:
         raise CommandError("the name of a run is missing; write ARM=RUN[,RUN]...", Exit.USAGE)
-    path = Path(word)
-    parent, job_id = (path.absolute().parent, path.name) if path.is_dir() else (storage or home() / "runs", word)
-    try:
-        run = RunDir(parent.absolute(), checked_id(job_id))
-    except ValueError:
-        raise CommandError(f"{word} is neither a run directory nor the id of a job", Exit.USAGE) from None
-    if not run.root.is_dir():
-        raise CommandError(f"there is no run {job_id} in {parent}; --storage names another place", Exit.JOB_NOT_FOUND)
-    return run
+    return run_dir_of(word, storage)
 
 
 def _check_plot(plot: Path | None) -> None:

@@ -20,6 +20,7 @@ class Exit(IntEnum):
     JOB_NOT_FINISHED = 101
     JOB_NOT_FOUND = 102
     JOB_CANCELLED = 103
+    REPLAY_DIFFERS = 104
     INTERRUPTED = 130
 
 

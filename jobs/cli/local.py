@@ -1,4 +1,4 @@
-"""Verbs that need no service: init, validate, run, schema."""
+"""Verbs that need no service: init, validate, run, replay, schema."""
 
 from __future__ import annotations
 
@@ -128,6 +128,32 @@ def _load(path: Path, baseline: Baseline | None) -> JobSpec:
 
     checked = load_spec(path)
     return checked if baseline is None else baseline_of(checked, baseline)
+
+
+def replay(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Its directory, or its id in --storage")],
+    replica: Annotated[str, typer.Argument(metavar="REPLICA", help="replica-0, or 0")],
+    storage: Storage = None,
+) -> int:
+    """Train a replica again from the ledger and the snapshots kept: does it end bit for bit as it did?"""
+    found = run_dir_of(run, storage)
+    index = replica.removeprefix("replica-")
+    if not index.isdecimal():
+        raise CommandError(f"{replica} is not a replica that has teachers; name replica-0, replica-1, ...", Exit.USAGE)
+    return _run_module("codistill.replay", str(found.root), index)
+
+
+def run_dir_of(word: str, storage: Path | None) -> RunDir:
+    """A run by its directory, or by its id. Raises `CommandError` when there is none."""
+    path = Path(word)
+    parent, job_id = (path.absolute().parent, path.name) if path.is_dir() else (storage or home() / "runs", word)
+    try:
+        run = RunDir(parent.absolute(), checked_id(job_id))
+    except ValueError:
+        raise CommandError(f"{word} is neither a run directory nor the id of a job", Exit.USAGE) from None
+    if not run.root.is_dir():
+        raise CommandError(f"there is no run {job_id} in {parent}; --storage names another place", Exit.JOB_NOT_FOUND)
+    return run
 
 
 @contextmanager

@@ -175,6 +175,20 @@ def test_init_writes_an_example_once(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert call(capsys, "init", str(tmp_path / "no" / "where.toml"))[0] == Exit.USAGE
 
 
+def test_replay_names_the_run_and_the_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job").mkdir()
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(local, "_run_module", lambda *words: asked.append(words) or Exit.REPLAY_DIFFERS)
+    for words in (["job", "replica-1", "--storage", str(tmp_path)], [str(tmp_path / "job"), "1"]):
+        assert call(capsys, "replay", *words)[0] == Exit.REPLAY_DIFFERS
+    assert asked == [("codistill.replay", str(tmp_path / "job"), "1")] * 2
+    code, _, err = call(capsys, "replay", str(tmp_path / "job"), "solo-0")
+    assert (code, "name replica-0" in err) == (Exit.USAGE, True)
+    assert call(capsys, "replay", "nowhere", "0", "--storage", str(tmp_path))[0] == Exit.JOB_NOT_FOUND
+
+
 def test_compare_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(capsys, "compare", "a=nobody-aaaaaa")
     assert code == Exit.JOB_NOT_FOUND
