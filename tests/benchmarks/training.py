@@ -123,7 +123,7 @@ def bare(recipe: Recipe, feed: Iterator[Batch], wrap: Callable[[nn.Module], nn.M
 
 @dataclass(frozen=True)
 class HeldSplit:
-    """A split whose batches lie ready in memory, whatever ids are asked for."""
+    """A split whose batches lie ready in memory, whatever ids are asked for; of fewer ids the first of a batch."""
 
     held: Sequence[Batch]
 
@@ -132,7 +132,10 @@ class HeldSplit:
         return torch.arange(sum(map(len, self.held)))
 
     def read(self, ids: Tensor, stream: tuple[Name, ...] | None = None) -> Batch:
-        return self.held[int(ids[0]) % len(self.held)]
+        whole, few = self.held[int(ids[0]) % len(self.held)], len(ids)
+        if few >= len(whole):
+            return whole
+        return Batch(whole.ids[:few], whole.y[:few], {name: view[:few] for name, view in whole.views.items()})
 
 
 def product(recipe: Recipe, held: Sequence[Batch], size: int, storage: Path) -> Arm:
