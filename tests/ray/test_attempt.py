@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from codistill import records
+from codistill.replay import replay
 from codistill.run_dir import RunDir, read_json
 from tests.ray.running import INTERVAL_STEPS, beat, beside, create, ledger, nothing_reserved, spec_of, until
 from tests.support import final_weights, fingerprint, new_run, run_in_turns
@@ -21,7 +22,8 @@ BOTH = ("replica-0", "replica-1")
 
 
 def test_two_replicas_teach_each_other_through_the_object_store(tmp_path: Path) -> None:
-    run = create(tmp_path, spec_of(300))
+    exchange = {"interval_steps": INTERVAL_STEPS, "keep_snapshots": True}
+    run = create(tmp_path, spec_of(300, exchange=exchange))
     with beside(run) as ended:
         result = ended()
     assert (result["outcome"], result["degraded"], result["reason"]) == ("succeeded", False, None)
@@ -38,6 +40,7 @@ def test_two_replicas_teach_each_other_through_the_object_store(tmp_path: Path) 
     assert not (run.root / "exchange").exists()
     assert not (run.root / "ray").exists()
     until(nothing_reserved, limit_s=10)
+    assert replay(run, 0).first_difference is None
 
 
 def test_killed_or_frozen_worker_comes_back_while_its_peer_trains_on(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from codistill import records, replay
+from codistill import records
 from codistill.local import main
 from codistill.progress import progress_line
 from codistill.run_dir import RunDir, read_json
@@ -29,7 +29,6 @@ steps = {steps}
 checkpoint_interval_steps = 100
 [exchange]
 interval_steps = 20
-keep_snapshots = true
 [method]
 kind = "codistillation"
 burn_in_steps = 50
@@ -85,7 +84,6 @@ def test_a_killed_replica_comes_back_and_the_other_trains_on(tmp_path: Path) -> 
     assert {incarnation for incarnation, _ in versions} == {0, 1}
     steps, _ = records.values(records.read(run, "replica-1", "metrics"), "train/loss")
     assert steps == list(range(10, 3001, 10)), "no step lost, none counted twice"
-    assert replay.main([str(run.root), "1"]) == replay.EXIT_SAME, "what the killed one went through is all written down"
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import pytest
 from codistill import records
 from codistill.checkpoint import load_newest, readable_in
 from codistill.exchange.transport import FilesTransport, Hub
+from codistill.replay import replay
 from codistill.replica import train_replica
 from codistill.run_dir import RunDir, read_json
 from codistill.spec import JobSpec
@@ -68,7 +69,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def lockstep(**more: Any) -> JobSpec:
     # Checkpoints after 5 and 10 steps, versions 3, 6, 9: neither is a multiple of the other.
-    return small_spec(exchange={"interval_steps": 3}, limits={"lockstep_timeout_s": 60.0}, **more)
+    return small_spec(
+        exchange={"interval_steps": 3, "keep_snapshots": True}, limits={"lockstep_timeout_s": 60.0}, **more
+    )
 
 
 @pytest.mark.slow
@@ -84,6 +87,7 @@ def test_killed_and_resumed_is_never_killed(tmp_path: Path, undisturbed: list[st
         assert ledger[-1]["incarnation"] == (1 if index in kills else 0)
         steps, _ = records.values(records.read(run, name, "metrics"), "train/loss")
         assert steps == list(range(1, 13))
+    assert replay(run, max(kills)).first_difference is None
 
 
 @pytest.mark.parametrize("step", range(0, 12, 2))
