@@ -79,7 +79,7 @@ def open_mailbox(
     settings = MailboxSettings(
         me=me,
         teachers=all_teachers_of(exchange.topology, me.replica, member.replicas),
-        # ... and whoever is heard at any time is listened to always.
+        # Where each snapshot counts, whoever is heard at any time is listened to always.
         teachers_at=None
         if currency.every
         else lambda number: teachers_of(exchange.topology, me.replica, member.replicas, number),
@@ -87,8 +87,7 @@ def open_mailbox(
         mode=exchange.mode,
         threaded=not lockstep and not isinstance(transport, MemoryTransport),
         max_lag_steps=exchange.max_lag_steps,
-        # Where each snapshot counts, what is in it has an age of its own, which its reader looks at.
-        max_offset_steps=None if currency.every else exchange.max_offset_steps,
+        max_offset_steps=exchange.max_offset_steps,
         keep_in=member.run.snapshots(replica_name(me.replica)) if exchange.keep_snapshots else None,
         timeout_s=timeout_s,
     )

@@ -15,11 +15,13 @@ from codistill import records
 from codistill.data.loader import training_batches
 from codistill.divergence import advantage, pull
 from codistill.losses import off_label
+from codistill.methods.codistillation import peers_of
 from codistill.phase import Replica
 from codistill.randomness import seed_everything
 from codistill.recipes import open_recipe
 from codistill.run_dir import RunDir
 from codistill.spec import Divergence, JobSpec, replica_name
+from codistill.teachers import PeerPredictions
 from tests.support import final_weights, new_run, run_in_turns, small_spec
 
 PREDICTIONS = {"currency": {"kind": "predictions"}}
@@ -88,6 +90,9 @@ def test_in_lockstep_each_learns_from_what_the_other_said_an_epoch_ago(tmp_path:
         assert [age for age in logged if age] == pytest.approx(ages[index])
         if data == "same_order":
             assert logged_by(run, index, "distill/num_teachers") == [0.0] * 4 + [1.0] * 8
+            off_label_by_step = logged_by(run, index, "distill/teacher_off_label")
+            assert off_label_by_step[:4] == [0.0] * 4
+            assert min(off_label_by_step[4:]) > 0.5
             assert all(1 <= age <= 7 for age in ages[index])
             assert sum(ages[index]) / len(ages[index]) == pytest.approx(4.0), "an epoch"
             assert logged_by(run, index, "predictions/found")[-1] == 80
@@ -140,6 +145,9 @@ def test_rotating_lets_one_speak_at_a_time_and_listens_to_all(tmp_path: Path) ->
         heard = {row["teacher"] for row in ledger if row["step"] == 8}
         assert heard == {replica_name((replica + far) % 4) for far in (1, 2)}
         assert logged_by(run, replica, "distill/num_teachers")[3:] == [1.0] * 6
+    source = peers_of(spec, open_recipe(spec), Replica(1, 4, 0))
+    assert isinstance(source, PeerPredictions)
+    assert [source.teachers_in(step) for step in (3, 4, 5, 6, 8)] == [(2,), (3,), (3,), (2,), (3,)]
 
 
 # ---------------------------------------------------------------- the term, where not everybody is found

@@ -81,6 +81,8 @@ def test_one_that_was_restarted_goes_on_from_an_older_step_and_nothing_is_missed
     for step in (4, 6):
         again.publish(step, [said(step)])
     assert taken(reader, 9) == [(1, 4, True), (1, 6, True)]
+    mailbox(hub, tmp_path / "p", 1, incarnation=2).publish(12, [said(12)])
+    assert taken(reader, 12) == [(2, 12, True)], "the first of it that was ever there"
     assert reader.counters.missed == 0
 
 

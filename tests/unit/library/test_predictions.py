@@ -17,7 +17,7 @@ from codistill.exchange.prediction_table import PredictionTable
 from codistill.exchange.predictions import Columns, Form, Rows, form_of, no_rows, packed, unpacked
 from codistill.exchange.snapshot import Array, SnapshotId
 from codistill.randomness import uniforms
-from codistill.ranks import Ranks
+from codistill.ranks import ALONE, Ranks
 from codistill.spec import Predictions
 from codistill.spec_errors import SpecError
 from tests.support import small_spec
@@ -92,6 +92,12 @@ def test_sampled_counts_where_the_numbers_fall() -> None:
     estimate = unpacked(form, columns)
     torch.testing.assert_close(estimate.exp(), torch.tensor([[[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]]]))
     assert torch.isfinite(estimate).all()
+
+
+def test_what_is_impossible_is_never_drawn() -> None:
+    form = Form("sampled", 3, size=4)
+    columns = packed(form, torch.tensor([[-1e5, 0.0, -1e5]]), torch.tensor([[0.0, 0.5, 0.25, 1 - 2**-24]]))
+    assert columns["draws"].tolist() == [[1, 1, 1, 1]]
 
 
 def test_sampled_is_right_in_the_mean() -> None:
@@ -186,6 +192,8 @@ def test_a_stream_of_another_form_is_refused() -> None:
     arrays = to_arrays(DENSE, rows_of(DENSE, [1]))
     with pytest.raises(ValueError, match="are not those of Form"):
         from_arrays(TOP_2, arrays)
+    with pytest.raises(ValueError, match="are not those of Form"):
+        from_arrays(dataclasses.replace(DENSE, classes=1, places=(5,)), arrays)  # of the same columns
 
 
 # ---------------------------------------------------------------- the gate
@@ -222,8 +230,10 @@ def spoilt(form: Form, name: str, value: float) -> dict[str, Array]:
         (DENSE, "log_probabilities", np.inf),
         (DENSE, "log_probabilities", 0.7),
         (DENSE, "log_probabilities", -0.01),
+        (DENSE, "log_probabilities", -60000.0),
         (TOP_2, "log_rest", np.nan),
         (TOP_2, "log_rest", 0.0),
+        (TOP_2, "log_rest", -60000.0),
         (TOP_2, "classes", 5),
         (Form("sampled", 5, size=8), "draws", 5),
     ],
@@ -239,7 +249,8 @@ def test_counts_that_do_not_add_up_are_refused() -> None:
     with pa.ipc.open_stream(pa.py_buffer(whole[NAME])) as reader:
         (batch,) = list(reader)
     counts = batch.column("counts")
-    more = pa.array([[n + 1 for n in each] for each in counts.to_pylist()], counts.type)
+    first, second = counts.to_pylist()
+    more = pa.array([[first[0] + 1, *first[1:]], [second[0] - 1, *second[1:]]], counts.type)  # as many in all
     wrong = pa.record_batch([*batch.columns[:4], more], schema=batch.schema)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
@@ -256,6 +267,8 @@ def test_the_first_rank_speaks_for_all_and_each_sample_is_said_once() -> None:
         def gather_bytes(self, mine: Any) -> list[Any]:
             return [mine, to_arrays(DENSE, theirs)[NAME]]
 
+    alone = of_all_ranks(DENSE, [ours, again], ALONE)
+    assert (alone.ids.tolist(), alone.made_at.tolist()) == ([1, 5], [6, 4])
     said = of_all_ranks(DENSE, [ours, again], OneOfTwo(0, 2))
     assert (said.ids.tolist(), said.made_at.tolist()) == ([1, 2, 5, 9], [6, 4, 4, 4])
     expected = [again.columns, theirs.columns, ours.columns, theirs.columns]
