@@ -16,6 +16,7 @@ ALL = (
     "stall",
     "straggler",
     "traffic",
+    "codec",
     "publish",
     "fetch_swap",
     "startup",
