@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from starlette.testclient import TestClient
@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from codistill.capacity import Node
 from codistill.records import LEDGER, METRICS, Recorder
 from codistill.run_dir import RunDir, write_json
+from codistill.spec import Method
 from codistill.spec_errors import MAX_SPEC_BYTES
 from jobs.api import Backend, build_api
 from jobs.job import Reason
@@ -125,7 +126,9 @@ def test_bad_specs_are_422_and_name_the_key(service: Service, body: str, path: s
 
 def test_errors_list_what_is_allowed(service: Service) -> None:
     value = problem(service.http.post("/api/v1/jobs", json={"method": {"kind": "none"}}), 422, "bad_spec")
-    assert value["errors"][0]["allowed"] == ["solo", "codistillation", "label_smoothing"]
+    allowed = value["errors"][0]["allowed"]
+    assert allowed == [choice.model_fields["kind"].default for choice in get_args(get_args(Method)[0])]
+    assert {"solo", "codistillation", "diloco"} <= set(allowed)
 
 
 def test_a_job_that_can_never_fit_is_refused_with_what_is_short(service: Service) -> None:
