@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from codistill import records
 from codistill.run_dir import RunDir
 from codistill.spec import JobSpec, replica_name
 from codistill.spec_errors import parse_spec
@@ -108,18 +109,19 @@ def measure(storage: Path, name: str, count: int, topology: str) -> Taken:
     finally:
         run.request_stop(1)
         attempt.join()
-    models = [
-        (last[one]["bytes_received"] - first[one]["bytes_received"])
-        / last[one]["bytes_sent"]
-        * (last[one]["step"] // INTERVAL_STEPS)
-        / (last[one]["step"] // INTERVAL_STEPS - first[one]["step"] // INTERVAL_STEPS)
-        for one in names
-    ]
     return Taken(
         statistics.median(worker for worker, _ in looks) / 1e6,
         statistics.median(everything for _, everything in looks) / count / 1e6,
-        statistics.mean(models),
+        statistics.mean(models_per_exchange(run, name, first[name]["step"], last[name]["step"]) for name in names),
     )
+
+
+def models_per_exchange(run: RunDir, name: str, after: int, before: int) -> float:
+    """By the ledger, over the whole exchanges between two steps."""
+    first, last = -(-after // INTERVAL_STEPS), before // INTERVAL_STEPS
+    rows = records.read(run, name, "ledger").to_pylist()
+    within = [row for row in rows if first <= row["step"] // INTERVAL_STEPS < last]
+    return sum(row["bytes_received"] > 0 for row in within) / (last - first)
 
 
 def wait_for(run: RunDir, names: Sequence[str], step: int) -> dict[str, dict[str, Any]]:
