@@ -35,10 +35,13 @@ IN_ALL_S, MIN_ROUNDS = 90.0, 8
 OpenArm = Callable[[], Arm]
 
 
+CORES = sorted(os.sched_getaffinity(0))
+"""Those that the benchmark was given, before it settles on one."""
+
+
 def two_cores() -> tuple[int, int]:
     """One for what is measured, one for its peer; the same one twice where there is no other."""
-    cores = sorted(os.sched_getaffinity(0))
-    return cores[0], cores[-1]
+    return CORES[0], CORES[-1]
 
 
 # ---------------------------------------------------------------- processes
