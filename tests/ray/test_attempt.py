@@ -148,7 +148,7 @@ def test_replicas_of_two_ranks_lose_one_and_come_back_whole(tmp_path: Path) -> N
 
 
 def test_controls_follow_in_the_place_of_the_replicas_and_outlive_a_kill(tmp_path: Path) -> None:
-    spec = spec_of(200, controls=["solo"], exchange={"interval_steps": INTERVAL_STEPS, "mode": "lockstep"})
+    spec = spec_of(800, controls=["solo"], exchange={"interval_steps": INTERVAL_STEPS, "mode": "lockstep"})
     run = create(tmp_path, spec)
     with beside(run) as ended:
         until(lambda: beat(run, "solo-1")["step"] >= 60)
@@ -158,7 +158,7 @@ def test_controls_follow_in_the_place_of_the_replicas_and_outlive_a_kill(tmp_pat
     assert (result["outcome"], result["degraded"], result["reason"]) == ("succeeded", False, None)
     assert set(result["replicas"]) == {*BOTH, "solo-0", "solo-1"}
     entries = {name: result["replicas"][name] for name in ("solo-0", "solo-1")}
-    assert [(entry["steps"], entry["incarnations"]) for entry in entries.values()] == [(200, 1), (200, 2)]
+    assert [(entry["steps"], entry["incarnations"]) for entry in entries.values()] == [(800, 1), (800, 2)]
     assert all(entry["bytes_sent"] == entry["bytes_received"] == 0 for entry in entries.values())
     alone = new_run(tmp_path / "alone", spec.for_arm("solo"))
     run_in_turns(alone)
