@@ -48,6 +48,7 @@ class Inbox:
         self.turn = Turn(settings.teachers_in(0))
         self.reports: Mapping[int, PeerReport] = {}
         self.step = 0
+        self._exchange = 0
         self.lock = threading.Lock()
 
     def poll(self) -> None:
@@ -65,6 +66,7 @@ class Inbox:
 
     def begin_turn(self, now: tuple[int, ...]) -> None:
         """It is the turn of `now`; `lock` is held."""
+        self._exchange = self._settings.rule.exchange(self.step)  # its number, until the next turn begins
         self.turn = self.turn.followed_by(now, exact=self._settings.mode == "lockstep")
         self._clear_others()
 
@@ -95,8 +97,8 @@ class Inbox:
 
     def _is_worth_taking(self, header: Header, shelf: Shelf) -> bool:
         rule, step = self._settings.rule, self.step
-        published_in, now = rule.exchange(header.id.version), rule.exchange(step)
-        return worth_taking(published_in, now, taken_in=shelf.taken_in, half_way=rule.half_way(step))
+        published_in = rule.exchange(header.id.version)
+        return worth_taking(published_in, self._exchange, taken_in=shelf.taken_in, half_way=rule.half_way(step))
 
     def wait_for(self, version: int) -> bool:
         """Wait for this version of every peer; whether it came, rather than a request to stop."""
@@ -152,7 +154,7 @@ class Inbox:
             with self.lock:
                 if peer in self.turn.now:  # it may have passed meanwhile
                     shelf.put(header, arrays)
-                    shelf.taken_in = self._settings.rule.exchange(self.step)
+                    shelf.taken_in = self._exchange
             return
         self._counters.rejected += 1
         shelf.refused.add(header.id)
