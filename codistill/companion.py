@@ -5,6 +5,7 @@ Both begin as frozen descriptions and are opened for one replica.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,13 +73,13 @@ class Companion:
         """Nothing more will be asked; `finished_at` steps when the phase has come to its end."""
 
 
-class Teacher(Companion):
+class Teacher(Companion, ABC):
     """One that answers: an open teacher source."""
 
+    @abstractmethod
     def outputs(self, batch: Batch) -> Sequence[Outputs]:
         """What each teacher present says of the batch, without gradient, leaving no trace in the student; empty when
         nobody is there."""
-        raise NotImplementedError
 
 
 class ExchangeRule(Protocol):

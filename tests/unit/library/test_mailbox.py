@@ -284,6 +284,22 @@ def test_in_a_turn_one_snapshot_is_taken_however_teachers_and_reader_are_in_step
     assert reader.counters.bytes_received == 4 * sum(p.nbytes for p in module.parameters())
 
 
+def test_a_turn_lasts_until_the_next_is_read(tmp_path: Path) -> None:
+    """Between publishing and reading at the end of a turn, the helper asks nothing more of whoever had it."""
+    hub, module, rule = Hub(), nn.Linear(2, 2), PublishRule(0, 4)
+    reader = mailbox(
+        hub, tmp_path, 0, module, teachers=(1, 2), teachers_at=lambda exchange: (1 + exchange % 2,), rule=rule
+    )
+    one = mailbox(hub, tmp_path, 1, module, rule=rule)
+    one.publish(0, module)
+    assert [held.header.id.version for held in reader.read(0)] == [0]
+    one.publish(4, module)
+    reader.publish(4, module)
+    reader._inbox.take_newest()  # pyright: ignore[reportPrivateUsage]
+    assert [held.header.id.version for held in reader.read(4)] == [0], "2 is not there yet"
+    assert reader.counters.bytes_received == sum(p.nbytes for p in module.parameters())
+
+
 def test_what_arrives_after_its_turn_is_let_go(tmp_path: Path) -> None:
     """The helper may still be fetching from one peer when the next one's turn begins."""
     hub, module = Hub(), nn.Linear(2, 2)
