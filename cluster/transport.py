@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from codistill.exchange.snapshot import Array, Arrays, Header, SnapshotId
 from codistill.exchange.transport import (
     PeerReport,
     SnapshotUnavailable,
-    Staged,
     map_safetensors,
     write_safetensors,
 )
@@ -34,28 +33,6 @@ ASK_TIMEOUT_S = 5.0
 FETCH_TIMEOUT_S = 3.0
 SLOWEST_BYTES_PER_S = 50e6
 """A fetch may take FETCH_TIMEOUT_S, and longer for what a link of this speed would need."""
-
-
-class StoredArrays(Mapping[str, Array]):
-    """Read-only views of an object in the store; mapped at the first look, so that staging does not wait for it."""
-
-    def __init__(self, ref: ray.ObjectRef[Any]) -> None:
-        self._ref = ref
-        self._views: dict[str, Array] | None = None
-
-    def _mapped(self) -> dict[str, Array]:
-        if self._views is None:
-            self._views = read_only(ray.get(self._ref))
-        return self._views
-
-    def __getitem__(self, name: str) -> Array:
-        return self._mapped()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._mapped())
-
-    def __len__(self) -> int:
-        return len(self._mapped())
 
 
 def read_only(arrays: dict[str, Array]) -> dict[str, Array]:
@@ -78,12 +55,8 @@ class ObjectStoreTransport:
         self.unanswered = 0
         """Questions to the directory that got no answer."""
 
-    def stage(self, arrays: Arrays) -> Staged:
-        ref = ray.put(dict(arrays))
-        return Staged(StoredArrays(ref), ref)
-
-    def announce(self, staged: Staged, header: Header) -> None:
-        self._mine[header.id] = Entry(header, [staged.handle])
+    def publish(self, header: Header, arrays: Arrays) -> None:
+        self._mine[header.id] = Entry(header, [ray.put(dict(arrays))])
         for old in sorted(self._mine)[: -self._keep]:
             del self._mine[old]
         self._tell_mine()

@@ -37,7 +37,7 @@ EXIT_BAD_SPEC, EXIT_UNAVAILABLE = 2, 3
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank while it trains, by what they hold; the framework's own and what is cached are not in it."""
+    """Bytes of the first rank while it trains, by what they hold, but for the framework's own and what is cached."""
 
     weights: int
     """Of the learner, and of those of phases before, which stay."""
@@ -47,6 +47,8 @@ class Memory:
     teachers: int
     """On the CPU they are mapped from the exchange and shared by all readers of a node; on a GPU, or where they travel
     in another precision, they are copies. Of predictions: what each peer said of each sample, once all were seen."""
+    outgoing: int
+    """The host's copy of what is published, for the helper thread; two where sending takes longer than an interval."""
     outer: int
     """Weights and momentum of DiLoCo's outer optimizer."""
     activations: int
@@ -76,7 +78,9 @@ def describe(spec: JobSpec) -> dict[str, Any]:
         snapshot = spec.exchange.interval_steps * spec.training.batch_size * form.sent_bytes
         table_bytes = peers * samples_seen(spec) * form.row_bytes
     micros = spec.replicas.ranks * spec.training.accumulate
-    memory = max(memories(spec, list(costs.values()), table_bytes), key=lambda one: one.total)
+    memory = max(
+        memories(spec, list(costs.values()), table_bytes, snapshot if everyone else 0), key=lambda one: one.total
+    )
     return {
         "recipe": spec.recipe.kind,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -119,8 +123,9 @@ def samples_seen(spec: JobSpec) -> int:
     return drawn if size is None else min(drawn, size)
 
 
-def memories(spec: JobSpec, costs: Sequence[PhaseCost], table_bytes: int) -> Iterator[Memory]:
-    """Of each phase; `table_bytes` is what peers have said, where predictions travel."""
+def memories(spec: JobSpec, costs: Sequence[PhaseCost], table_bytes: int, snapshot_bytes: int) -> Iterator[Memory]:
+    """Of each phase; `table_bytes` is what peers have said, where predictions travel, and `snapshot_bytes` what is
+    published at once."""
     before = 0
     for cost in costs:
         yield Memory(
@@ -129,6 +134,7 @@ def memories(spec: JobSpec, costs: Sequence[PhaseCost], table_bytes: int) -> Ite
             optimizer=cost.optimizer_bytes,
             average=0 if spec.training.ema_decay is None else cost.weights_bytes,
             teachers=cost.teachers_bytes + table_bytes,
+            outgoing=snapshot_bytes,
             outer=2 * cost.gradients_bytes if isinstance(spec.method, DiLoCo) else 0,
             activations=cost.activations_bytes,
         )

@@ -24,7 +24,7 @@ class Currency(Protocol[Shown]):
         """A new gate, for the snapshots of one replica."""
         ...
 
-    def arrays(self, shown: Shown, ranks: Ranks) -> Arrays:
-        """What is published of `shown`. All ranks of a replica call it; what the first gets is sent, and may share
-        memory with `shown`."""
+    def arrays(self, shown: Shown, ranks: Ranks, into: Arrays | None = None) -> Arrays:
+        """What is published of `shown`, in memory of its own, which may be that of `into`: what an earlier call gave,
+        and nobody reads any more. All ranks of a replica call it; what the first gets is sent."""
         ...

@@ -1,7 +1,7 @@
 """One replica's end of the exchange: publishes its snapshots, and holds the newest of each peer that passed the gate.
 
-In `async` mode a helper thread does everything that could wait: it checks and announces what was staged, asks for news
-and fetches it. The training thread only copies its weights (`publish`) and picks up what lies ready (`read`). In
+In `async` mode a helper thread does everything that could wait: it checks and sends what was copied, asks for news and
+fetches it. The training thread only copies its weights (`publish`) and picks up what lies ready (`read`). In
 `lockstep`, and between replicas that take turns in one process, there is no thread: `read` waits for the exact version.
 """
 
@@ -117,15 +117,15 @@ class Mailbox(Generic[Shown]):
         if self._failure is not None:
             raise self._failure
         if self._settings.rule.due(step):
-            self._stage(step, shown)
+            self._copy(step, shown)
         if self._helper is None:
-            self._announce_and_poll()
+            self._publish_and_poll()
 
     def publish_last(self, step: int, shown: Shown) -> None:
         """After the last step: in async mode nobody waits for it, but those still training learn from the finished
         model from now on."""
         if self._settings.mode == "async" and self._shown != step:
-            self._stage(step, shown)
+            self._copy(step, shown)
 
     def read(self, step: int) -> list[Held]:
         """Who teaches in step `step`: ascending by replica, without those that have not been heard or are too old.
@@ -161,11 +161,11 @@ class Mailbox(Generic[Shown]):
         return [held for held in heard if held is not None]
 
     def close(self) -> None:
-        """Announce what is still staged, stop the helper and close the transport."""
+        """Publish what still waits, stop the helper and close the transport."""
         self._closing.set()
         if self._helper is not None:
             self._helper.join(timeout=30)
-        self._outbox.announce()
+        self._outbox.publish()
         self._transport.close()
 
     def _start_helper(self) -> None:
@@ -174,11 +174,11 @@ class Mailbox(Generic[Shown]):
             self._helper = threading.Thread(target=self._help, name="mailbox", daemon=True)
             self._helper.start()
 
-    def _stage(self, step: int, shown: Shown) -> None:
-        arrays = self._currency.arrays(shown, self._ranks)
+    def _copy(self, step: int, shown: Shown) -> None:
+        arrays = self._currency.arrays(shown, self._ranks, self._outbox.make_room())
         self._shown = step
         if self._ranks.leads:
-            self._outbox.stage(step, arrays)
+            self._outbox.put(step, arrays)
 
     def _agree(self, stopped: bool) -> dict[int, Agreed]:
         """Of each peer: the snapshot that teaches now, and the peer's step as far as any rank has heard of it."""
@@ -199,14 +199,14 @@ class Mailbox(Generic[Shown]):
     def _help(self) -> None:
         while not self._closing.wait(POLL_INTERVAL_S):
             try:
-                self._announce_and_poll()
+                self._publish_and_poll()
                 self._inbox.take_newest()
             except BaseException as failure:
                 self._failure = failure
                 return
 
-    def _announce_and_poll(self) -> None:
-        self._outbox.announce()
+    def _publish_and_poll(self) -> None:
+        self._outbox.publish()
         self._inbox.poll()
 
     def _show(self, shelf: Shelf, step: int, header: Header, arrays: Arrays, peer_step: int | None) -> Held | None:

@@ -1,4 +1,4 @@
-"""What a replica shows of itself: staged by the training thread, checked and announced by the helper."""
+"""What a replica shows of itself: copied by the training thread, checked and published by the helper."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from codistill.exchange.gate import Gate, Verdict
 from codistill.exchange.mapped_file import write_safetensors
 from codistill.exchange.snapshot import Arrays, SnapshotId, norm_of
 from codistill.exchange.terms import Counters, SnapshotRefused
-from codistill.exchange.transport import Staged, Transport
+from codistill.exchange.transport import Transport
 from codistill.run_dir import StorageError
 
 log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """At most `size` snapshots wait in it: a newer one takes the place of the oldest that was not announced in time.
+    """At most `size` snapshots wait in it: a newer one takes the place of the oldest that was not published in time.
 
     With `must_show` (lockstep) one that the gate refuses is an error, since peers wait for it. With `keep_in` what is
-    announced is also kept there.
+    published is also kept there.
     """
 
     def __init__(
@@ -42,38 +42,49 @@ class Outbox:
     ) -> None:
         self._transport, self._gate, self._me, self._counters = transport, gate, me, counters
         self._must_show, self._keep_in = must_show, keep_in
-        self._waiting: deque[tuple[SnapshotId, Staged]] = deque(maxlen=size)
+        self._size = size
+        self._waiting: deque[tuple[SnapshotId, Arrays]] = deque()
+        self._done_with: Arrays | None = None
         self._lock = threading.Lock()
 
-    def stage(self, version: int, arrays: Arrays) -> None:
-        """Copy `arrays`, which may change as soon as this returns."""
-        snapshot = replace(self._me, version=version)
-        staged = self._transport.stage(arrays)
+    def make_room(self) -> Arrays | None:
+        """For one more, which the training thread is about to copy: what nobody reads any more, if there is such."""
         with self._lock:
-            self._counters.skipped += len(self._waiting) == self._waiting.maxlen
-            self._waiting.append((snapshot, staged))
+            if len(self._waiting) == self._size:
+                self._counters.skipped += 1
+                return self._waiting.popleft()[1]
+            room, self._done_with = self._done_with, None
+            return room
 
-    def announce(self) -> None:
-        """Show the peers what was staged, if the gate lets it pass. Raises `SnapshotRefused` where it must be shown."""
+    def put(self, version: int, arrays: Arrays) -> None:
+        """Let it wait; `arrays` belong to this outbox from now on."""
         with self._lock:
-            waiting = list(self._waiting)
-            self._waiting.clear()
-        for snapshot, staged in waiting:
-            self._announce(snapshot, staged)
+            self._waiting.append((replace(self._me, version=version), arrays))
 
-    def _announce(self, snapshot: SnapshotId, staged: Staged) -> None:
-        header = self._gate.describe(snapshot, staged.arrays, time.time())
+    def publish(self) -> None:
+        """Show the peers what waits, if the gate lets it pass. Raises `SnapshotRefused` where it must be shown."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    return
+                snapshot, arrays = self._waiting.popleft()
+            self._publish(snapshot, arrays)
+            with self._lock:
+                self._done_with = arrays
+
+    def _publish(self, snapshot: SnapshotId, arrays: Arrays) -> None:
+        header = self._gate.describe(snapshot, arrays, time.time())
         before = self._gate.quarantined
-        verdict = self._gate.judge(header, staged.arrays)
+        verdict = self._gate.judge(header, arrays)
         self._counters.note_quarantine(before, self._gate.quarantined)
         if verdict is Verdict.ACCEPTED:
             if self._keep_in is not None:  # first, so that nobody learns from what is not there to be replayed
-                _keep(self._keep_in, snapshot, staged.arrays)
-            self._transport.announce(staged, header)
+                _keep(self._keep_in, snapshot, arrays)
+            self._transport.publish(header, arrays)
             self._counters.bytes_sent += header.num_bytes
             return
         self._counters.rejected += 1
-        why = f"{verdict}{_culprit(staged.arrays) if verdict is Verdict.NON_FINITE else ''}"
+        why = f"{verdict}{_culprit(arrays) if verdict is Verdict.NON_FINITE else ''}"
         log.warning("version %d of this replica is not published: %s", snapshot.version, why)
         if self._must_show:
             raise SnapshotRefused(

@@ -36,7 +36,7 @@ class OfPredictions:
         measures = Measures(schema=schema_of_stream, norm=lambda arrays: soundness(self.form, arrays))
         return Gate(_digest(arrow_schema(self.form)), measures)
 
-    def arrays(self, shown: Sequence[Rows], ranks: Ranks) -> Arrays:
+    def arrays(self, shown: Sequence[Rows], ranks: Ranks, into: Arrays | None = None) -> Arrays:
         return to_arrays(self.form, of_all_ranks(self.form, shown, ranks))
 
 

@@ -1,8 +1,6 @@
 """How snapshots get from one replica to another: the protocol, and the two transports that need no Ray.
 
-A transport carries and remembers; it decides nothing. Publishing has two halves, because only the first may take the
-training thread's time: `stage` copies the arrays, after which the model may train on; `announce` shows the copy to
-the peers once a helper thread has checked it.
+A transport carries and remembers; it decides nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import struct
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from codistill.exchange.mapped_file import map_safetensors, write_safetensors
 from codistill.exchange.snapshot import Array, Arrays, Header
@@ -28,16 +26,6 @@ class SnapshotUnavailable(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Staged:
-    """A copy that its publisher's model can no longer change and that no peer can see yet."""
-
-    arrays: Arrays
-    """Read-only views of the copy."""
-    handle: Any
-    """What the transport needs to announce it."""
-
-
-@dataclass(frozen=True)
 class PeerReport:
     """What one replica is known to have done."""
 
@@ -48,15 +36,11 @@ class PeerReport:
 
 
 class Transport(Protocol):
-    """One replica's end of the exchange. `stage` is called by the training thread, all else by one helper thread
-    (in lockstep and in memory, all by one thread)."""
+    """One replica's end of the exchange. All calls come from one thread."""
 
-    def stage(self, arrays: Arrays) -> Staged:
-        """Copy `arrays`. They may change as soon as this returns."""
-        ...
-
-    def announce(self, staged: Staged, header: Header) -> None:
-        """Let peers see a staged snapshot, and drop this replica's own that are older than the last `keep`."""
+    def publish(self, header: Header, arrays: Arrays) -> None:
+        """Let peers see a copy of `arrays`, which may change as soon as this returns, and drop this replica's own
+        snapshots that are older than the last `keep`."""
         ...
 
     def poll(self, step: int) -> Mapping[int, PeerReport]:
@@ -108,17 +92,14 @@ class MemoryTransport:
     def __init__(self, hub: Hub, replica: int, *, keep: int) -> None:
         self._hub, self._replica, self._keep = hub, replica, keep
 
-    def stage(self, arrays: Arrays) -> Staged:
+    def publish(self, header: Header, arrays: Arrays) -> None:
         copies: dict[str, Array] = {}
         for name, array in arrays.items():
             copies[name] = array.copy()
             copies[name].flags.writeable = False
-        return Staged(copies, None)
-
-    def announce(self, staged: Staged, header: Header) -> None:
         with self._hub.lock:
             mine = self._hub.snapshots.setdefault(self._replica, [])
-            mine.append((header, staged.arrays))
+            mine.append((header, copies))
             mine.sort(key=lambda entry: entry[0].id)
             del mine[: -self._keep]
 
@@ -159,20 +140,17 @@ class FilesTransport:
         self._directory = run.exchange(replica_name(replica))
         self._directory.mkdir(parents=True, exist_ok=True)
         self._progress = self._directory / "step"
-        self._staged = 0
 
-    def stage(self, arrays: Arrays) -> Staged:
-        self._staged += 1
-        path = self._directory / f".staged-{self._staged}"
-        write_safetensors(path, arrays)
-        return Staged(map_safetensors(path), path)
-
-    def announce(self, staged: Staged, header: Header) -> None:
-        staged.handle.rename(self._directory / f"{header.id.stem}.safetensors")
+    def publish(self, header: Header, arrays: Arrays) -> None:
+        unfinished = self._directory / f".{header.id.stem}.safetensors.tmp"
+        write_safetensors(unfinished, arrays)
+        unfinished.rename(self._directory / f"{header.id.stem}.safetensors")
         write_json(self._directory / f"{header.id.stem}.json", header.as_json(), durable=False)
         for old in sorted(self._headers(self._replica), key=lambda h: h.id)[: -self._keep]:
             (self._directory / f"{old.id.stem}.json").unlink(missing_ok=True)
             (self._directory / f"{old.id.stem}.safetensors").unlink(missing_ok=True)
+        for left in self._directory.glob(".*.safetensors.tmp"):  # by an earlier incarnation that was killed
+            left.unlink(missing_ok=True)
 
     def poll(self, step: int) -> Mapping[int, PeerReport]:
         # In place, eight bytes at once: a reader never finds it empty or half written.
@@ -193,9 +171,7 @@ class FilesTransport:
             raise SnapshotUnavailable(f"{header.id}: {error}") from error
 
     def close(self) -> None:
-        if self._staged:  # of several ranks, only the one that publishes has anything to clear away
-            for path in self._directory.glob(".staged-*"):
-                path.unlink(missing_ok=True)
+        pass
 
     def _step(self, replica: int) -> int | None:
         try:

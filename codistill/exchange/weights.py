@@ -29,9 +29,9 @@ class OfWeights:
     def gate(self) -> Gate:
         return Gate(schema_of(published(self.module, self.precision)))
 
-    def arrays(self, shown: nn.Module, ranks: Ranks) -> Arrays:
+    def arrays(self, shown: nn.Module, ranks: Ranks, into: Arrays | None = None) -> Arrays:
         ranks.average_buffers([shown])
-        return published(shown, self.precision) if ranks.leads else {}
+        return copied(shown, self.precision, into) if ranks.leads else {}
 
 
 def published(module: nn.Module, precision: TravelPrecision = "fp32") -> dict[str, Array]:
@@ -42,6 +42,21 @@ def published(module: nn.Module, precision: TravelPrecision = "fp32") -> dict[st
     infinite. An array in bf16 is one of uint16 under a name of its own (`BF16`).
     """
     return dict(_as_array(name, _cast(tensor, precision)) for name, tensor in _shared_tensors(module))
+
+
+def copied(module: nn.Module, precision: TravelPrecision = "fp32", into: Arrays | None = None) -> Arrays:
+    """A copy of what `published` gives, in `into` where that is given: what an earlier call returned for a module like
+    this one, whose memory is warm. Nothing lies in between, whatever the device and the precision."""
+    places = into or dict(_as_array(name, _room_for(tensor, precision)) for name, tensor in _shared_tensors(module))
+    for name, tensor in _shared_tensors(module):
+        _as_tensor(name, places).copy_(tensor.detach())
+    return places
+
+
+def _room_for(tensor: Tensor, precision: TravelPrecision) -> Tensor:
+    """Memory of the host for it; that which a GPU writes to directly, where it is on one."""
+    dtype = HALVES[precision] if _is_cast(tensor, precision) else tensor.dtype
+    return torch.empty(tensor.shape, dtype=dtype, device="cpu", pin_memory=tensor.is_cuda)
 
 
 def bytes_published(module: nn.Module, precision: TravelPrecision = "fp32") -> int:

@@ -1,8 +1,9 @@
-"""What publishing costs the training thread: `python -m tests.benchmarks.publish`.
+"""What publishing costs: `python -m tests.benchmarks.publish`.
 
-A 100 MB model goes into the object store: as the transport does it (a dict of numpy views), and as one would do it
-first (`ray.put(model.state_dict())`), without and with Ray's zero-copy torch tensors, which are chosen when Ray is
-imported, hence a process each. The limit is a memcpy of the same arrays into shared memory.
+A 100 MB model is copied by the training thread, and the helper thread puts the copy into the object store (a dict of
+numpy arrays); beside it what one would do first (`ray.put(model.state_dict())`), without and with Ray's zero-copy torch
+tensors, which are chosen when Ray is imported, hence a process each. The limit is a memcpy of the same arrays into
+shared memory.
 """
 
 from __future__ import annotations
@@ -10,17 +11,14 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from multiprocessing.shared_memory import SharedMemory
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from codistill.exchange.snapshot import Array
-from codistill.exchange.weights import published
-from codistill.run_dir import RunDir
+from codistill.exchange.weights import copied, published
 from tests.benchmarks.cluster import small_cluster
 from tests.benchmarks.model import big_model, num_bytes
 from tests.benchmarks.report import interleaved, seconds, spread, table
@@ -36,27 +34,21 @@ def main() -> None:
 
 
 def child(flag: str) -> None:
-    with small_cluster(object_store_bytes=2 * 10**9, environment={FLAG: flag}) as _, tempfile.TemporaryDirectory() as d:
+    with small_cluster(object_store_bytes=2 * 10**9, environment={FLAG: flag}):
         import ray
 
-        from cluster.directory import start_directory
-        from cluster.transport import ObjectStoreTransport
-
-        directory = start_directory("benchmark")
-        transport = ObjectStoreTransport(RunDir(Path(d), "job"), 0, namespace="benchmark", keep=KEEP)
         model = big_model()
         arrays, state = published(model), model.state_dict()
         puts: dict[str, Callable[[], Any]] = {
-            "stage (numpy views)": lambda: transport.stage(arrays).handle,
+            "helper: ray.put(arrays)": lambda: ray.put(arrays),
             "ray.put(state_dict)": lambda: ray.put(state),
         }
-        rows: list[list[str]] = []
         size = num_bytes(arrays)
-        rows += cold_rows(puts, arrays, size)
-        rows += warm_rows(puts, arrays, size)
+        rows = cold_rows({"training thread: copy": lambda: copied(model), **puts}, arrays, size)
+        held = copied(model)
+        rows += warm_rows({"training thread: copy": lambda: copied(model, into=held), **puts}, arrays, size)
         title = f"Publishing {size / 1e6:.0f} MB in {len(arrays)} arrays, {FLAG}={flag}"
         print(table(title, ["memory", "how", "GB/s: median (range)", "of memcpy"], rows), flush=True)
-        ray.kill(directory)
 
 
 def cold_rows(puts: dict[str, Callable[[], Any]], arrays: dict[str, Array], size: int) -> list[list[str]]:

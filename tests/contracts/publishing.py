@@ -27,9 +27,9 @@ def weights(value: float) -> dict[str, Array]:
 
 
 def publish(transport: Transport, version: int, *, replica: int = 0, fence: int = 1, incarnation: int = 0) -> Header:
-    staged = transport.stage(weights(version))
-    header = header_of(SnapshotId(replica, fence, incarnation, version), staged.arrays, time.time())
-    transport.announce(staged, header)
+    arrays = weights(version)
+    header = header_of(SnapshotId(replica, fence, incarnation, version), arrays, time.time())
+    transport.publish(header, arrays)
     return header
 
 

@@ -102,7 +102,7 @@ def test_poll_answers_the_last_known_while_nobody_is_there(run: RunDir) -> None:
     ray.kill(find_directory(run.storage.name))
     until(lambda: announced(reader) == [header] and reader.unanswered > 0)
     np.testing.assert_array_equal(reader.fetch(header)["conv"], weights(1)["conv"])  # nobody need be asked for it
-    publisher.announce(publisher.stage(weights(2)), header)  # not an error of training either
+    publisher.publish(header, weights(2))  # not an error of training either
 
 
 def test_dropped_snapshots_give_their_memory_back(run: RunDir) -> None:

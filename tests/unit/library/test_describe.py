@@ -58,8 +58,11 @@ def test_replicas_that_are_averaged_have_peers_but_no_teachers(tmp_path: Path) -
     assert facts["bytes_received_per_exchange"] == 2 * facts["bytes_per_snapshot"]
     assert (facts["teachers_per_replica"], facts["memory_bytes_per_rank"]["teachers"]) == (0, 0)
     assert facts["phases"] == plain["phases"]
-    more = facts["memory_bytes_per_rank"]["total"] - plain["memory_bytes_per_rank"]["total"]
-    assert more == facts["memory_bytes_per_rank"]["outer"] == 2 * 4 * facts["parameters"]
+    memory = facts["memory_bytes_per_rank"]
+    assert memory["outer"] == 2 * 4 * facts["parameters"]
+    assert memory["outgoing"] == facts["bytes_per_snapshot"]
+    assert memory["total"] - plain["memory_bytes_per_rank"]["total"] == memory["outer"] + memory["outgoing"]
+    assert plain["memory_bytes_per_rank"]["outgoing"] == 0
 
 
 def test_gradients_among_ranks_are_what_a_ring_sends() -> None:
@@ -86,9 +89,10 @@ def test_memory_and_work_of_a_small_net_by_hand(monkeypatch: pytest.MonkeyPatch)
         "optimizer": 8 * parameters,
         "average": 4 * parameters,
         "teachers": 4 * parameters,
+        "outgoing": 4 * parameters,
         "outer": 0,
         "activations": kept,
-        "total": 24 * parameters + kept,
+        "total": 28 * parameters + kept,
     }
     forward, to_the_hidden_layer = 2 * (30 * 16 + 16 * 2), 2 * 16 * 2
     assert facts["forward_flops_per_sample"] == forward

@@ -95,7 +95,7 @@ def test_what_the_gate_refuses_is_left_out_and_the_others_are_taken(tmp_path: Pa
     arrays = to_arrays(FORM, bad)
     transport = MemoryTransport(hub, 1, keep=16)  # past its own gate, as a damaged publisher might
     gate = OfPredictions(FORM).gate()
-    transport.announce(transport.stage(arrays), gate.describe(SnapshotId(1, 1, 0, 4), arrays, 0.0))
+    transport.publish(gate.describe(SnapshotId(1, 1, 0, 4), arrays, 0.0), arrays)
     publisher.publish(6, [bad])
     publisher.publish(8, [said(8)])
     assert taken(reader, 8) == [(0, 2, True), (0, 8, True)]
@@ -108,8 +108,9 @@ def test_what_could_not_be_announced_at_once_waits_in_a_queue() -> None:
     transport, gate = MemoryTransport(hub, 0, keep=16), OfPredictions(FORM).gate()
     outbox = Outbox(transport, gate, SnapshotId(0, 1, 0, 0), counters, must_show=False, size=3)
     for version in range(1, 6):
-        outbox.stage(version, to_arrays(FORM, said(version)))
-    outbox.announce()
+        outbox.make_room()
+        outbox.put(version, to_arrays(FORM, said(version)))
+    outbox.publish()
     assert [header.id.version for header, _ in hub.snapshots[0]] == [3, 4, 5]
     assert counters.skipped == 2
 

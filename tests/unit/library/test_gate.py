@@ -124,7 +124,7 @@ def test_a_peer_in_quarantine_is_seen_and_comes_back_by_itself(tmp_path: Path) -
 
     def show(version: int, value: float) -> list[tuple[int, bool]]:
         arrays = {n: p.detach().numpy() for n, p in set_to(nn.Linear(2, 2), value).named_parameters()}
-        publisher.announce(publisher.stage(arrays), header_of(SnapshotId(1, 1, 0, version), arrays, 0.0))
+        publisher.publish(header_of(SnapshotId(1, 1, 0, version), arrays, 0.0), arrays)
         return [(held.header.id.version, held.as_json()["quarantined"]) for held in reader.read(version)]
 
     assert show(0, 1.0) == [(0, False)]

@@ -119,7 +119,7 @@ def test_a_poisoned_teacher_is_stopped_at_both_doors(tmp_path: Path) -> None:
     transport = MemoryTransport(hub, 1, keep=2)  # past its own gate, as a damaged publisher might
     for version, value, verdict in ((2, float("inf"), "non_finite"), (3, 1000.0, "norm_out_of_bound")):
         bad = {name: np.full(a.shape, value, a.dtype) for name, a in _arrays(module).items()}
-        transport.announce(transport.stage(bad), header_of(SnapshotId(1, 1, 0, version), bad, 0.0))
+        transport.publish(header_of(SnapshotId(1, 1, 0, version), bad, 0.0), bad)
         assert [held.header.id.version for held in reader.read(version)] == [0]
         assert rows(reader, tmp_path, 0)[-2]["verdict"] == verdict
     assert reader.counters.rejected == 2
@@ -185,7 +185,7 @@ def test_a_nan_in_bf16_is_refused_at_both_doors(tmp_path: Path) -> None:
     publisher = mailbox(hub, tmp_path, 1, module, precision="bf16")
     bad = published(set_to(nn.Linear(2, 2), float("nan")), "bf16")
     transport = MemoryTransport(hub, 1, keep=2)
-    transport.announce(transport.stage(bad), header_of(SnapshotId(1, 1, 0, 0), bad, 0.0))
+    transport.publish(header_of(SnapshotId(1, 1, 0, 0), bad, 0.0), bad)
     assert reader.read(0) == []
     assert [row["verdict"] for row in rows(reader, tmp_path, 0)] == ["non_finite", "nobody"]
     publisher.publish(1, set_to(nn.Linear(2, 2), float("nan")))
