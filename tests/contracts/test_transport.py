@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -180,6 +181,17 @@ def test_predictions_arrive_bit_by_bit_and_those_dropped_in_between_are_counted(
         assert_same({"made_at": rows.made_at, **rows.columns}, {"made_at": expected.made_at, **expected.columns})
         assert not any(column.flags.writeable for column in rows.columns.values())
     assert (reader.counters.missed, reader.counters.unavailable, reader.counters.rejected) == (2, 0, 0)
+
+
+def test_a_file_left_unfinished_is_seen_by_nobody_and_cleared_away(tmp_path: Path) -> None:
+    run = RunDir(tmp_path, "job")
+    publisher, reader = (FilesTransport(run, replica, 2, keep=KEEP) for replica in (0, 1))
+    header = publish(publisher, 1)
+    unfinished = run.exchange("replica-00") / f".{dataclasses.replace(header.id, version=9).stem}.safetensors.tmp"
+    unfinished.write_bytes(b"half of it")
+    assert announced(reader) == [header]
+    publish(FilesTransport(run, 0, 2, keep=KEEP), 2, incarnation=1)
+    assert not unfinished.exists()
 
 
 PUBLISHER = """

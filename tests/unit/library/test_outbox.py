@@ -70,6 +70,7 @@ def test_what_is_being_sent_is_not_written_to() -> None:
     assert counters.skipped == 1
     outbox.publish()
     assert len(transport.hub.snapshots[0]) == 2, "nothing waits"
+    assert outbox.make_room() is None, "all has been given away"
 
 
 class Slow(MemoryTransport):
