@@ -27,6 +27,7 @@ from codistill.exchange.terms import Counters, MailboxSettings
 from codistill.exchange.transport import FilesTransport, Hub, MemoryTransport, SnapshotUnavailable, Transport
 from codistill.records import LEDGER, Recorder
 from codistill.run_dir import RunDir
+from codistill.spec import replica_name
 from tests.contracts.publishing import KEEP, publish, weights
 
 KINDS = ["memory", "files", pytest.param("object_store", marks=pytest.mark.ray)]
@@ -187,7 +188,7 @@ def test_a_file_left_unfinished_is_seen_by_nobody_and_cleared_away(tmp_path: Pat
     run = RunDir(tmp_path, "job")
     publisher, reader = (FilesTransport(run, replica, 2, keep=KEEP) for replica in (0, 1))
     header = publish(publisher, 1)
-    unfinished = run.exchange("replica-00") / f".{dataclasses.replace(header.id, version=9).stem}.safetensors.tmp"
+    unfinished = run.exchange(replica_name(0)) / f".{dataclasses.replace(header.id, version=9).stem}.safetensors.tmp"
     unfinished.write_bytes(b"half of it")
     assert announced(reader) == [header]
     publish(FilesTransport(run, 0, 2, keep=KEEP), 2, incarnation=1)
@@ -199,6 +200,7 @@ import sys, time
 from pathlib import Path
 from codistill.exchange.transport import FilesTransport
 from codistill.run_dir import RunDir
+from codistill.spec import replica_name
 from tests.contracts.publishing import publish
 publish(FilesTransport(RunDir(Path(sys.argv[1]), "job"), 0, 2, keep=2), 5)
 print("published", flush=True)
