@@ -17,7 +17,7 @@ def progress_lines(run: RunDir, fence: int) -> list[str]:
 
 
 def progress_line(beat: Mapping[str, Any], *, now: float) -> str:
-    """E.g. `replica-0  step 120/600  41.2 steps/s  12 s left  loss 0.412  accuracy 0.953  learns from replica-1 v100
+    """E.g. `replica-0  step 120/600  41.2 steps/s  12 s left  loss 0.412  accuracy 0.953  hears replica-1 v100
     (lag 12, offset 20)`. Of a replica that is silent no time left is told: nobody knows."""
     silent = beat["state"] != "ended" and now - beat["time"] > STALE_S
     parts = [f"{beat['replica']}", f"step {beat['step']}/{beat['steps']}"]
@@ -37,7 +37,7 @@ def progress_line(beat: Mapping[str, Any], *, now: float) -> str:
         for t in beat["teachers"]
     ]
     if heard:
-        parts.append("learns from " + ", ".join(heard))
+        parts.append("hears " + ", ".join(heard))
     if beat["state"] != "training":
         parts.append(str(beat["state"]))
     if silent:

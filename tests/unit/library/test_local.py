@@ -137,7 +137,7 @@ def test_memory_transport_takes_turns_in_one_process(tmp_path: Path, capsys: pyt
     result = read_json(RunDir(tmp_path, "job").result(1))
     assert result is not None
     assert result["replicas"]["replica-1"]["steps"] == 12
-    assert "learns from replica-0 v10" in capsys.readouterr().out
+    assert "hears replica-0 v10" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -178,5 +178,5 @@ def test_a_progress_line_says_who_teaches_and_who_is_silent() -> None:
     )  # fmt: skip
     assert line == (
         "replica-0  step 120/600  incarnation 2  loss 0.412  accuracy 0.953"
-        "  learns from replica-1 v100 (lag 12, offset 20)  silent for 30 s"
+        "  hears replica-1 v100 (lag 12, offset 20)  silent for 30 s"
     )

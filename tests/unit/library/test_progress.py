@@ -69,7 +69,7 @@ def test_a_silent_replica_has_no_time_left() -> None:
 def test_teachers_stand_after_the_time() -> None:
     teachers = [{"teacher": "replica-1", "version": 100, "lag_steps": None, "offset_steps": 21}]
     line = progress_line(beat(teachers=teachers, metrics={"eval/accuracy": 0.9534}), now=1003.5)
-    assert line.endswith("12 s left  accuracy 0.953  learns from replica-1 v100 (lag ?, offset 21)")
+    assert line.endswith("12 s left  accuracy 0.953  hears replica-1 v100 (lag ?, offset 21)")
 
 
 @pytest.mark.parametrize(
