@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, assert_never
 
-from codistill.capacity import Demand, Node, remaining, shortage
 from codistill.spec import Limits, replica_name
 from jobs.job import Job, Reason
 from jobs.status import State
@@ -230,33 +229,3 @@ def _all_stepped(view: View) -> bool:
 def has_stepped(beat: Mapping[str, Any] | None) -> bool:
     """Whether a replica has made a step in this attempt; a resumed one may stand at a high step without."""
     return beat is not None and (beat.get("first_step_at") is not None or beat.get("state") in {"finishing", "ended"})
-
-
-# ---------------------------------------------------------------- admission
-
-
-@dataclass(frozen=True)
-class Admission:
-    """What becomes of one queued job: in, or why not yet."""
-
-    job: Job
-    waits_for: Reason | None
-
-
-def admit(queued: Sequence[Job], reserved: Sequence[Demand], nodes: Sequence[Node]) -> list[Admission]:
-    """First in, first out: whoever does not fit holds up all behind it, so that a large job is never starved."""
-    answers: list[Admission] = []
-    held = list(reserved)
-    ahead: Job | None = None
-    for job in queued:
-        if ahead is not None:
-            answers.append(Admission(job, Reason("queued", f"waits behind {ahead.id}")))
-            continue
-        short = shortage(job.demand, remaining(nodes, held))
-        if short is None:
-            held.append(job.demand)
-            answers.append(Admission(job, None))
-        else:
-            ahead = job
-            answers.append(Admission(job, Reason("no_room_yet", f"waits for room: {short} free now")))
-    return answers

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from codistill.capacity import Demand, demand_of
+from codistill.capacity import Demand
 from codistill.spec import JobSpec
 from codistill.spec_errors import parse_spec
 from jobs.status import State
@@ -48,6 +48,14 @@ class Job:
     seq: int
     """Order of submission, ascending."""
     id: str
+    owner: str
+    parent: str | None
+    """The job that this one goes on from."""
+    priority: int
+    ranks: int
+    """Bundles of `cpus` and `gpus` that it reserves; each lives on one node."""
+    cpus: float
+    gpus: float
     name: str
     labels: Mapping[str, str]
     spec_json: Mapping[str, Any]
@@ -72,7 +80,7 @@ class Job:
 
     @property
     def demand(self) -> Demand:
-        return demand_of(self.spec)
+        return Demand(self.ranks, self.cpus, self.gpus)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from typing import Any, assert_never
 from codistill.capacity import Node
 from codistill.run_dir import RunDir, StorageError, read_json
 from jobs.decide import (
-    Admission,
     Begin,
     Decision,
     Driver,
@@ -26,11 +25,11 @@ from jobs.decide import (
     StopLeaked,
     Submit,
     View,
-    admit,
     decide,
 )
 from jobs.errors import StoreError
 from jobs.job import Job, Reason
+from jobs.queue import admit
 from jobs.runner import Runner, RunnerError, submission_id
 from jobs.status import RESERVING, State
 from jobs.store import LostRace, Store
@@ -68,7 +67,7 @@ class Manager:
             self._stop_drivers_of_finished_jobs()
             self._leaks_checked_at = self._clock()
 
-    def _guarded(self, job: Job, action: Callable[[], None]) -> None:
+    def _guarded(self, job: Job, action: Callable[[], Any]) -> None:
         try:
             action()
         except LostRace as error:
@@ -86,15 +85,12 @@ class Manager:
         queued = self._store.in_states([State.QUEUED])
         if not queued:
             return
-        reserved = [job.demand for job in self._store.in_states(RESERVING)]
-        for answer in admit(queued, reserved, self._nodes()):
-            self._guarded(answer.job, lambda answer=answer: self._tell(answer, lease))
-
-    def _tell(self, answer: Admission, lease: int) -> None:
-        if answer.waits_for is None:
-            self._store.move(answer.job, State.ADMITTED, lease=lease)
-        elif answer.waits_for != answer.job.reason:
-            self._store.explain_wait(answer.job, answer.waits_for, lease=lease)
+        answer = admit(queued, self._store.in_states(RESERVING), self._nodes())
+        for job in answer.admitted:
+            self._guarded(job, lambda job=job: self._store.move(job, State.ADMITTED, lease=lease))
+        first, why = answer.next, answer.waits_for
+        if first is not None and why is not None and why != first.reason:
+            self._guarded(first, lambda: self._store.explain_wait(first, why, lease=lease))
 
     # ---- one job
 

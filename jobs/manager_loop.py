@@ -39,7 +39,7 @@ class ManagerLoop:
         for thread in self._threads:
             thread.join(timeout=LEASE_S)
         try:
-            self._store.release_lease(self._owner)
+            self._store.lease.release(self._owner)
         except StoreError as error:
             log.warning("%s; the lease runs out by itself", error)
 
@@ -51,7 +51,7 @@ class ManagerLoop:
     def _keep_lease(self) -> None:
         while not self._closed.is_set():
             try:
-                self._lease = self._store.acquire_lease(self._owner, LEASE_S)
+                self._lease = self._store.lease.acquire(self._owner, LEASE_S)
             except StoreError as error:
                 self._lease = None
                 log.error("%s", error)

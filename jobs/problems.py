@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -18,16 +18,27 @@ from jobs.errors import StoreError
 
 log = logging.getLogger("codistill.api")
 
+PROBLEM_TYPE = "application/problem+json"
+
 
 class ApiProblem(Exception):
     """An answer that is an error. `errors` names bad keys, where there are any."""
 
-    def __init__(self, status: int, code: str, detail: str, errors: Sequence[Problem] = ()) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        errors: Sequence[Problem] = (),
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(detail)
-        self.status, self.code, self.detail, self.errors = status, code, detail, errors
+        self.status, self.code, self.detail, self.errors, self.headers = status, code, detail, errors, headers
 
 
-def problem_response(problem: ApiProblem, headers: dict[str, str] | None = None) -> JSONResponse:
+def problem_response(problem: ApiProblem, request_id: str | None = None) -> JSONResponse:
+    """The answer, as RFC 9457 has it, with the members `code`, `errors` and `request_id` added."""
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": HTTPStatus(problem.status).phrase,
@@ -37,35 +48,42 @@ def problem_response(problem: ApiProblem, headers: dict[str, str] | None = None)
     }
     if problem.errors:
         body["errors"] = [error.as_json() for error in problem.errors]
-    return JSONResponse(body, problem.status, headers=headers, media_type="application/problem+json")
+    if request_id is not None:
+        body["request_id"] = request_id
+    headers = None if problem.headers is None else dict(problem.headers)
+    return JSONResponse(body, problem.status, headers=headers, media_type=PROBLEM_TYPE)
+
+
+def _answer(request: Request, problem: ApiProblem) -> JSONResponse:
+    return problem_response(problem, getattr(request.state, "request_id", None))
 
 
 def install_problem_handlers(app: FastAPI) -> None:
     """Make every error of `app` a problem, whatever raised it."""
 
     @app.exception_handler(ApiProblem)
-    def _ours(_request: Request, error: ApiProblem) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        return problem_response(error)
+    def _ours(request: Request, error: ApiProblem) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        return _answer(request, error)
 
     @app.exception_handler(HTTPException)
-    def _http(_request: Request, error: HTTPException) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+    def _http(request: Request, error: HTTPException) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         code = {404: "no_such_route", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        return problem_response(ApiProblem(error.status_code, code, str(error.detail)), dict(error.headers or {}))
+        return _answer(request, ApiProblem(error.status_code, code, str(error.detail), headers=error.headers))
 
     @app.exception_handler(RequestValidationError)
-    def _parameters(_request: Request, error: RequestValidationError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        errors = [Problem(".".join(map(str, e["loc"])), e["msg"]) for e in error.errors()]
-        return problem_response(ApiProblem(422, "bad_parameter", "; ".join(map(str, errors)), errors))
+    def _parameters(request: Request, error: RequestValidationError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        errors = [Problem(".".join(map(str, e["loc"][:2])), e["msg"]) for e in error.errors()]
+        return _answer(request, ApiProblem(422, "bad_parameter", "; ".join(map(str, errors)), errors))
 
     @app.exception_handler(StoreError)
     @app.exception_handler(StorageError)
-    def _storage(_request: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+    def _storage(request: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         log.error("%s", error)
         code = "store_unavailable" if isinstance(error, StoreError) else "storage_unavailable"
-        return problem_response(ApiProblem(503, code, str(error)))
+        return _answer(request, ApiProblem(503, code, str(error)))
 
     @app.exception_handler(Exception)
-    def _unexpected(_request: Request, _error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+    def _unexpected(request: Request, _error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         # Starlette raises it again after this answer, so the operator's log has the traceback.
         detail = "the service failed while it answered; its log says why"
-        return problem_response(ApiProblem(500, "internal", detail))
+        return _answer(request, ApiProblem(500, "internal", detail))

@@ -14,9 +14,10 @@ from fastapi import FastAPI
 from ray import serve
 
 from codistill.capacity import Node, nodes_from_ray
-from jobs.api import Backend, build_api
 from jobs.manager import Manager
 from jobs.manager_loop import ManagerLoop
+from jobs.routes import build_api
+from jobs.routes.backend import Backend
 from jobs.runner import connect_runner
 from jobs.store import Store
 

@@ -1,96 +1,114 @@
-"""What outlives every process of the service: jobs, their transitions, and who is the manager.
+"""What outlives every process of the service: jobs and their transitions.
 
 A change of state is a compare-and-set on (state, fence) in one transaction that also appends to `transitions`; the
-manager's changes hold only while its lease does. Now SQLite; only what PostgreSQL takes as well is used.
+manager's changes hold only while its lease does. SQLite and PostgreSQL take the same statements.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
 
+from codistill.capacity import demand_of
 from codistill.spec import JobSpec
+from jobs.accounts import Accounts
+from jobs.audit import AuditRow, note, rows_of
+from jobs.callers import LOCAL, Caller
+from jobs.database import Database
 from jobs.job import Job, Reason, Transition, new_job_id
+from jobs.lease import Lease
 from jobs.status import TERMINAL, State, check
-from jobs.store_engine import explain, make_engine, migrate
-
-_METADATA = sa.MetaData()
-
-JOBS = sa.Table(
-    "jobs",
-    _METADATA,
-    sa.Column("seq", sa.Integer, primary_key=True),
-    sa.Column("id", sa.String(63)),
-    sa.Column("name", sa.String(63)),
-    sa.Column("labels", sa.JSON),
-    sa.Column("spec", sa.JSON),
-    sa.Column("state", sa.String(16)),
-    sa.Column("reason", sa.JSON(none_as_null=True)),
-    sa.Column("first_cause", sa.JSON(none_as_null=True)),
-    sa.Column("fence", sa.Integer),
-    sa.Column("attempts", sa.Integer),
-    sa.Column("submission_id", sa.String(80)),
-    sa.Column("created_at", sa.Double),
-    sa.Column("updated_at", sa.Double),
-    sa.Column("state_since", sa.Double),
-    sa.Column("started_at", sa.Double),
-    sa.Column("ended_at", sa.Double),
-)
-TRANSITIONS = sa.Table(
-    "transitions",
-    _METADATA,
-    sa.Column("seq", sa.Integer, primary_key=True),
-    sa.Column("job_id", sa.String(63)),
-    sa.Column("state", sa.String(16)),
-    sa.Column("fence", sa.Integer),
-    sa.Column("reason", sa.JSON(none_as_null=True)),
-    sa.Column("time", sa.Double),
-)
-LEASE = sa.Table(
-    "manager_lease",
-    _METADATA,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("owner", sa.String(64)),
-    sa.Column("fence", sa.Integer),
-    sa.Column("expires_at", sa.Double),
-)
+from jobs.tables import IDEMPOTENCY, JOBS, LEASE, TRANSITIONS
 
 
 class LostRace(RuntimeError):
     """Somebody else changed the job first, or the lease has gone to another manager: look again, then decide again."""
 
 
+class KeyConflict(RuntimeError):
+    """An idempotency key was used before, for another request."""
+
+
+class QueueFull(RuntimeError):
+    """As many jobs wait as may; the message says of whom."""
+
+
+@dataclass(frozen=True)
+class Quota:
+    """How many jobs may wait."""
+
+    queued: int = 1000
+    queued_per_owner: int = 1000
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job to be added."""
+
+    spec: JobSpec
+    by: Caller = LOCAL
+    parent: str | None = None
+    action: str = "submit"
+    """What the audit calls it."""
+    key: str | None = None
+    """Of the same caller, the same key means the same job."""
+    digest: str = ""
+    """Of all that was asked for, to see whether it is the same."""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which jobs to list; what is None or empty lets all pass."""
+
+    owner: str | None = None
+    states: Sequence[State] = ()
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    name: str | None = None
+    parent: str | None = None
+    created_from: float | None = None
+    created_before: float | None = None
+
+
 class Store:
     """The jobs of one service. Every method is one transaction, blocks on the disk, and raises `StoreError`."""
 
-    def __init__(self, engine: sa.Engine, clock: Callable[[], float] = time.time) -> None:
-        self._engine, self._clock = engine, clock
+    def __init__(self, database: Database) -> None:
+        self._database, self._clock = database, database.clock
+        self.lease, self.accounts = Lease(database), Accounts(database)
 
     @staticmethod
     def open(url: str, clock: Callable[[], float] = time.time) -> Store:
         """Connect (e.g. `sqlite:////var/lib/codistill/jobs.db`) and bring the schema to its newest version."""
-        engine = make_engine(url)
-        migrate(engine)
-        return Store(engine, clock)
+        return Store(Database.open(url, clock))
 
     def close(self) -> None:
-        self._engine.dispose()
+        self._database.close()
 
     # ---- jobs
 
     def create(self, spec: JobSpec) -> Job:
         """Add a job in QUEUED; it is on the disk when this returns."""
-        now, job_id = self._clock(), new_job_id(spec.name)
+        return self.submit(Submission(spec))
+
+    def submit(self, asked: Submission, quota: Quota = Quota()) -> Job:
+        """The same, for a caller; what the same key has brought about before is returned, whatever became of it.
+
+        Raises `KeyConflict`, and `QueueFull`.
+        """
+        now, job_id = self._clock(), new_job_id(asked.spec.name)
         row: dict[str, Any] = {
             "id": job_id,
-            "name": spec.name,
-            "labels": dict(spec.labels),
-            "spec": spec.model_dump(mode="json"),
+            "owner": asked.by.owner,
+            "parent": asked.parent,
+            "priority": asked.spec.priority,
+            **asdict(demand_of(asked.spec)),
+            "name": asked.spec.name,
+            "labels": dict(asked.spec.labels),
+            "spec": asked.spec.model_dump(mode="json"),
             "state": State.QUEUED.value,
             "fence": 0,
             "attempts": 0,
@@ -98,37 +116,47 @@ class Store:
             "updated_at": now,
             "state_since": now,
         }
-        with self._transaction(write=True) as connection:
+        with self._database.one_at_a_time() as connection:
+            if asked.key is not None and (earlier := _same_request(connection, asked)) is not None:
+                return earlier
+            _check_room(connection, asked.by.owner, quota)
             connection.execute(sa.insert(JOBS).values(**row))
-            self._log(connection, job_id, State.QUEUED, 0, None, now)
-            return _job(connection.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).one())
+            if asked.key is not None:
+                key = {"owner": asked.by.owner, "key": asked.key, "digest": asked.digest, "job_id": job_id}
+                connection.execute(sa.insert(IDEMPOTENCY).values(**key, created_at=now))
+            _log(connection, job_id, State.QUEUED, 0, None, now)
+            note(connection, asked.by, asked.action, job_id, now)
+            return _one(connection, job_id)
 
     def get(self, job_id: str) -> Job | None:
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             row = connection.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).one_or_none()
         return None if row is None else _job(row)
 
-    def page(self, *, limit: int, before_seq: int | None = None, state: State | None = None) -> list[Job]:
+    def page(self, *, limit: int, before_seq: int | None = None, only: Filter = Filter()) -> list[Job]:
         """Newest first, at most `limit`, older than `before_seq`."""
-        query = sa.select(JOBS).order_by(JOBS.c.seq.desc()).limit(limit)
+        query = sa.select(JOBS).where(*_conditions(only)).order_by(JOBS.c.seq.desc()).limit(limit)
         if before_seq is not None:
             query = query.where(JOBS.c.seq < before_seq)
-        if state is not None:
-            query = query.where(JOBS.c.state == state.value)
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             return [_job(row) for row in connection.execute(query)]
 
     def in_states(self, states: Iterable[State]) -> list[Job]:
         """All jobs in any of `states`, oldest first."""
         query = sa.select(JOBS).where(JOBS.c.state.in_([s.value for s in states])).order_by(JOBS.c.seq)
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             return [_job(row) for row in connection.execute(query)]
 
     def transitions(self, job_id: str) -> list[Transition]:
         query = sa.select(TRANSITIONS).where(TRANSITIONS.c.job_id == job_id).order_by(TRANSITIONS.c.seq)
-        with self._transaction() as connection:
+        with self._database.transaction() as connection:
             rows = connection.execute(query).all()
         return [Transition(State(r.state), r.fence, Reason.from_json(r.reason), r.time) for r in rows]
+
+    def audit(self, target: str | None = None) -> list[AuditRow]:
+        """Who changed what, oldest first."""
+        with self._database.transaction() as connection:
+            return rows_of(connection, target)
 
     # ---- changes
 
@@ -142,8 +170,11 @@ class Store:
         submission_id: str | None = None,
         first_cause: Reason | None = None,
         lease: int | None = None,
+        by: Caller | None = None,
+        action: str = "cancel",
     ) -> Job:
-        """Put `job`, as it was read, into state `to`; `fence` begins a new attempt.
+        """Put `job`, as it was read, into state `to`; `fence` begins a new attempt. `by` is whoever asked for it, with
+        what the audit calls it; nobody, when the manager saw that it was due.
 
         Raises `IllegalTransition`, or `LostRace` when the job has changed since or `lease` is no longer the newest.
         """
@@ -157,75 +188,96 @@ class Store:
             values["first_cause"] = _json(first_cause)
         if to in TERMINAL:
             values["ended_at"] = now
-        with self._transaction(write=True) as connection:
-            self._compare_and_set(connection, job, values, lease)
-            self._log(connection, job.id, to, job.fence if fence is None else fence, reason, now)
-            return _job(connection.execute(sa.select(JOBS).where(JOBS.c.id == job.id)).one())
+        with self._database.transaction(write=True) as connection:
+            _compare_and_set(connection, job, values, lease)
+            _log(connection, job.id, to, job.fence if fence is None else fence, reason, now)
+            if by is not None:
+                note(connection, by, action, job.id, now)
+            return _one(connection, job.id)
 
     def explain_wait(self, job: Job, reason: Reason, *, lease: int | None = None) -> None:
         """Say why `job` is still where it is. Not a change of state. Raises `LostRace`."""
-        with self._transaction(write=True) as connection:
-            self._compare_and_set(connection, job, {"reason": _json(reason), "updated_at": self._clock()}, lease)
+        with self._database.transaction(write=True) as connection:
+            _compare_and_set(connection, job, {"reason": _json(reason), "updated_at": self._clock()}, lease)
 
-    def _compare_and_set(self, connection: sa.Connection, job: Job, values: dict[str, Any], lease: int | None) -> None:
-        change = sa.update(JOBS).where(JOBS.c.id == job.id, JOBS.c.state == job.state.value, JOBS.c.fence == job.fence)
-        if lease is not None:
-            change = change.where(sa.exists().where(LEASE.c.id == 1, LEASE.c.fence == lease))
-        if connection.execute(change.values(**values)).rowcount != 1:
-            raise LostRace(f"{job.id} is no longer in {job.state} with fence {job.fence}, or the lease has moved on")
-
-    def _log(
-        self, connection: sa.Connection, job_id: str, state: State, fence: int, reason: Reason | None, now: float
-    ) -> None:
-        row = {"job_id": job_id, "state": state.value, "fence": fence, "reason": _json(reason), "time": now}
-        connection.execute(sa.insert(TRANSITIONS).values(**row))
-
-    # ---- the manager's lease
-
-    def acquire_lease(self, owner: str, duration_s: float) -> int | None:
-        """Take or renew the lease; its fence, or None while another owner has it.
-
-        A new owner gets a higher fence, and with it the old owner's changes are refused.
-        """
+    def set_priority(self, job: Job, priority: int, *, by: Caller) -> Job:
+        """Where it stands among those that wait. Raises `LostRace`."""
         now = self._clock()
-        mine = sa.and_(LEASE.c.owner == owner, LEASE.c.expires_at > now)
-        renewed = sa.update(LEASE).where(LEASE.c.id == 1, mine).values(expires_at=now + duration_s)
-        free = sa.or_(LEASE.c.owner == owner, LEASE.c.expires_at <= now)
-        taken = (
-            sa.update(LEASE)
-            .where(LEASE.c.id == 1, free)
-            .values(owner=owner, fence=LEASE.c.fence + 1, expires_at=now + duration_s)
-        )
-        with self._transaction(write=True) as connection:
-            if connection.execute(renewed).rowcount == 1 or connection.execute(taken).rowcount == 1:
-                return int(connection.execute(sa.select(LEASE.c.fence).where(LEASE.c.id == 1)).scalar_one())
+        with self._database.transaction(write=True) as connection:
+            _compare_and_set(connection, job, {"priority": priority, "updated_at": now}, None)
+            note(connection, by, "priority", job.id, now)
+            return _one(connection, job.id)
+
+    def delete(self, job: Job, *, by: Caller) -> None:
+        """Forget a job that has ended; the audit stays. Raises `LostRace`."""
+        if job.state not in TERMINAL:
+            raise ValueError(f"{job.id} is {job.state}: only what has ended can be deleted")
+        with self._database.transaction(write=True) as connection:
+            connection.execute(sa.delete(TRANSITIONS).where(TRANSITIONS.c.job_id == job.id))
+            connection.execute(sa.delete(IDEMPOTENCY).where(IDEMPOTENCY.c.job_id == job.id))
+            if connection.execute(sa.delete(JOBS).where(JOBS.c.id == job.id)).rowcount != 1:
+                raise LostRace(f"{job.id} is no longer there")
+            note(connection, by, "delete", job.id, self._clock())
+
+
+# ---------------------------------------------------------------- parts of a transaction
+
+
+def _same_request(connection: sa.Connection, asked: Submission) -> Job | None:
+    """What the caller's key has brought about before."""
+    query = sa.select(IDEMPOTENCY).where(IDEMPOTENCY.c.owner == asked.by.owner, IDEMPOTENCY.c.key == asked.key)
+    row = connection.execute(query).one_or_none()
+    if row is None:
         return None
+    if row.digest != asked.digest:
+        raise KeyConflict(f"the key has been used for {row.job_id}, which was another request")
+    return _one(connection, row.job_id)
 
-    def release_lease(self, owner: str) -> None:
-        """Let the next manager start at once."""
-        with self._transaction(write=True) as connection:
-            connection.execute(sa.update(LEASE).where(LEASE.c.owner == owner).values(expires_at=0.0))
 
-    def lease_is_held(self) -> bool:
-        """Whether some manager is at work."""
-        query = sa.select(LEASE.c.expires_at).where(LEASE.c.id == 1)
-        with self._transaction() as connection:
-            return connection.execute(query).scalar_one() > self._clock()
+def _check_room(connection: sa.Connection, owner: str, quota: Quota) -> None:
+    waiting = sa.select(sa.func.count()).select_from(JOBS).where(JOBS.c.state == State.QUEUED.value)
+    if connection.execute(waiting).scalar_one() >= quota.queued:
+        raise QueueFull(f"{quota.queued:,} jobs wait already, which is as many as may")
+    if connection.execute(waiting.where(JOBS.c.owner == owner)).scalar_one() >= quota.queued_per_owner:
+        raise QueueFull(f"{quota.queued_per_owner:,} jobs of {owner} wait already, which is as many as may")
 
-    @contextmanager
-    def _transaction(self, *, write: bool = False) -> Generator[sa.Connection]:
-        try:
-            with self._engine.execution_options(codistill_write=write).begin() as connection:
-                yield connection
-        except DBAPIError as error:
-            raise explain(self._engine.url, error) from error
+
+def _conditions(only: Filter) -> list[sa.ColumnElement[bool]]:
+    found = [JOBS.c.labels[key].as_string() == value for key, value in only.labels.items()]
+    if only.states:
+        found.append(JOBS.c.state.in_([state.value for state in only.states]))
+    for column, value in ((JOBS.c.owner, only.owner), (JOBS.c.name, only.name), (JOBS.c.parent, only.parent)):
+        if value is not None:
+            found.append(column == value)
+    if only.created_from is not None:
+        found.append(JOBS.c.created_at >= only.created_from)
+    if only.created_before is not None:
+        found.append(JOBS.c.created_at < only.created_before)
+    return found
+
+
+def _compare_and_set(connection: sa.Connection, job: Job, values: dict[str, Any], lease: int | None) -> None:
+    change = sa.update(JOBS).where(JOBS.c.id == job.id, JOBS.c.state == job.state.value, JOBS.c.fence == job.fence)
+    if lease is not None:
+        change = change.where(sa.exists().where(LEASE.c.id == 1, LEASE.c.fence == lease))
+    if connection.execute(change.values(**values)).rowcount != 1:
+        raise LostRace(f"{job.id} is no longer in {job.state} with fence {job.fence}, or the lease has moved on")
+
+
+def _log(connection: sa.Connection, job_id: str, state: State, fence: int, reason: Reason | None, now: float) -> None:
+    row = {"job_id": job_id, "state": state.value, "fence": fence, "reason": _json(reason), "time": now}
+    connection.execute(sa.insert(TRANSITIONS).values(**row))
+
+
+def _one(connection: sa.Connection, job_id: str) -> Job:
+    return _job(connection.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).one())
 
 
 def _json(reason: Reason | None) -> dict[str, Any] | None:
     return None if reason is None else reason.as_json()
 
 
-def _job(row: sa.Row[Any] | Sequence[Any]) -> Job:
+def _job(row: sa.Row[Any]) -> Job:
     values: dict[str, Any] = dict(row._mapping)  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
     values["spec_json"] = values.pop("spec")
     values["state"] = State(values["state"])

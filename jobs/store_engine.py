@@ -64,7 +64,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
-def migrate(engine: sa.Engine) -> None:
+def migrate(engine: sa.Engine, to: str = "head") -> None:
     """Bring the schema to its newest version, whole or not at all; of several openers one does it."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
@@ -72,7 +72,7 @@ def migrate(engine: sa.Engine) -> None:
     try:
         with _ALEMBIC, engine.execution_options(codistill_write=True).begin() as connection:
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, to)
     except DBAPIError as error:
         raise explain(engine.url, error) from error
 

@@ -12,13 +12,21 @@ from codistill.spec import replica_name
 from jobs.job import Job, Reason, Transition
 
 
-def summary(job: Job) -> dict[str, Any]:
-    """A job as an item of a list."""
+def summary(job: Job, place: int | None = None) -> dict[str, Any]:
+    """A job as an item of a list; `place` is where it stands in the queue, while it waits."""
     return {
         "id": job.id,
         "name": job.name,
+        "owner": job.owner,
+        "parent": job.parent,
         "labels": dict(job.labels),
-        "status": {"state": job.state.value, "reason": _reason(job.reason), "attempts": job.attempts},
+        "priority": job.priority,
+        "status": {
+            "state": job.state.value,
+            "reason": _reason(waits_for(job, place)),
+            "attempts": job.attempts,
+            "queue_position": place,
+        },
         "created_at": rfc3339(job.created_at),
         "updated_at": rfc3339(job.updated_at),
         "started_at": rfc3339(job.started_at),
@@ -27,11 +35,20 @@ def summary(job: Job) -> dict[str, Any]:
     }
 
 
-def full(job: Job, transitions: Sequence[Transition], run: RunDir, now: float) -> dict[str, Any]:
+def waits_for(job: Job, place: int | None) -> Reason | None:
+    """What the manager said of it; of whoever is not next, that others are before it."""
+    if place is None or place == 1:
+        return job.reason
+    return Reason("queued", f"waits behind {place - 1} other{'s' if place > 2 else ''}")
+
+
+def full(
+    job: Job, transitions: Sequence[Transition], run: RunDir, now: float, place: int | None = None
+) -> dict[str, Any]:
     """A job with everything known about it. Only the current fence's result and heartbeats are looked at."""
     beats = run.read_heartbeats(job.fence) if job.fence else {}
     result = read_json(run.result(job.fence)) if job.fence else None
-    value = summary(job)
+    value = summary(job, place)
     value["spec"] = job.spec_json
     value["status"] |= {
         "fence": job.fence,

@@ -51,6 +51,8 @@ class JobSpec(Spec):
     labels: dict[
         Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")], Annotated[str, Field(max_length=256)]
     ] = Field(default={}, max_length=32)
+    priority: int = Field(default=0, ge=-100, le=100)
+    """Of jobs that wait in a service, those of higher priority are admitted first; elsewhere nobody waits."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     recipe: Recipe = Digits()
     method: Method = Codistillation()

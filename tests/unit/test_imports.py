@@ -14,7 +14,7 @@ NO_TORCH = [
     "codistill.data.catalog", "codistill.data.sources", "codistill.data.writing", "codistill.data.layouts",
 ]  # fmt: skip
 LIBRARY = ["codistill.replica", "codistill.methods", "codistill.exchange.mailbox"]
-SERVICE = ["jobs.cli", "jobs.api", "jobs.store", "jobs.manager", "jobs.client"]
+SERVICE = ["jobs.cli", "jobs.routes", "jobs.store", "jobs.manager", "jobs.client"]
 
 
 def loaded_by(module: str) -> set[str]:

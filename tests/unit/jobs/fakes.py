@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from codistill.run_dir import RunDir, StorageError, write_json
 from codistill.spec import JobSpec
 from jobs.decide import Driver
+from jobs.job import Job
 from jobs.runner import DriverStatus, RunnerError
+from jobs.status import State
+
+NOW = 5_000.0
 
 
 class Clock:
@@ -97,3 +102,15 @@ def result(job_id: str, fence: int, outcome: str) -> dict[str, Any]:
 
 def spec(**change: Any) -> JobSpec:
     return JobSpec.model_validate({"replicas": {"count": 2}, **change})
+
+
+def job(state: State, **change: Any) -> Job:
+    """A row of the store; `change` says what else it has."""
+    started = state not in {State.QUEUED, State.ADMITTED}
+    made = Job(
+        seq=1, id="a-aaaaaa", owner="local", parent=None, priority=0, ranks=2, cpus=1.0, gpus=0.0, name="a", labels={},
+        spec_json=spec().model_dump(mode="json"), state=state, reason=None,
+        first_cause=None, fence=int(started), attempts=int(started), submission_id=None, created_at=0.0,
+        updated_at=0.0, state_since=NOW - 0.5, started_at=NOW - 10 if started else None, ended_at=None,
+    )  # fmt: skip
+    return replace(made, **change)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import time
@@ -17,14 +18,18 @@ from codistill.records import LEDGER, METRICS, Recorder
 from codistill.run_dir import RunDir, write_json
 from codistill.spec import Method
 from codistill.spec_errors import MAX_SPEC_BYTES
-from jobs.api import Backend, build_api
+from jobs.door import limited
 from jobs.job import Reason
+from jobs.problems import ApiProblem
+from jobs.routes import build_api
+from jobs.routes.backend import Backend
 from jobs.rows import MAX_ROWS
 from jobs.status import State
 from jobs.store import Store
 from tests.unit.jobs.fakes import beat, result
 
 PAIR = {"name": "pair", "training": {"steps": 10}}
+JSON = {"Content-Type": "application/json"}
 
 
 class Service:
@@ -34,7 +39,7 @@ class Service:
         self.store = Store.open(f"sqlite:///{root / 'jobs.db'}")
         self.nodes = [Node(2.0, 0.0)]
         app = build_api(Backend(self.store, self.storage, lambda: self.nodes))
-        self.http = TestClient(app, raise_server_exceptions=False)
+        self.http = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False)
 
     def submit(self, **change: Any) -> str:
         answer = self.http.post("/api/v1/jobs", json={**PAIR, **change})
@@ -117,7 +122,7 @@ def test_submit_answers_after_the_commit(service: Service) -> None:
     ],
 )
 def test_bad_specs_are_422_and_name_the_key(service: Service, body: str, path: str, says: str) -> None:
-    answer = service.http.post("/api/v1/jobs", content=body.encode("latin-1"))
+    answer = service.http.post("/api/v1/jobs", content=body.encode("latin-1"), headers=JSON)
     value = problem(answer, 422, "bad_spec")
     assert value["errors"][0]["path"].endswith(path)
     assert says in value["errors"][0]["message"]
@@ -147,20 +152,13 @@ def test_a_body_over_the_limit_is_refused_while_it_streams(service: Service) -> 
             sent += 1
             yield b" " * 65536
 
-    problem(service.http.post("/api/v1/jobs", content=chunks()), 413, "body_too_large")
+    problem(service.http.post("/api/v1/jobs", content=chunks(), headers=JSON), 413, "body_too_large")
     big = json.dumps({"name": "x", "pad": "y" * MAX_SPEC_BYTES})
-    problem(service.http.post("/api/v1/jobs", content=big), 413, "body_too_large")
+    problem(service.http.post("/api/v1/jobs", content=big, headers=JSON), 413, "body_too_large")
 
 
 def test_reading_stops_at_the_limit() -> None:
     """With the ASGI protocol itself, since the test client gathers a body before it sends it."""
-    import asyncio
-
-    from starlette.requests import Request
-
-    from jobs.api import read_body
-    from jobs.problems import ApiProblem
-
     asked = 0
 
     async def receive() -> dict[str, Any]:
@@ -168,9 +166,13 @@ def test_reading_stops_at_the_limit() -> None:
         asked += 1
         return {"type": "http.request", "body": b" " * 65536, "more_body": True}
 
-    request = Request({"type": "http", "method": "POST", "headers": [(b"content-length", b"3")]}, receive)
+    async def read() -> None:
+        counted = limited(receive, MAX_SPEC_BYTES)
+        while True:
+            await counted()
+
     with pytest.raises(ApiProblem, match="at most"):
-        asyncio.run(read_body(request))
+        asyncio.run(read())
     assert asked == MAX_SPEC_BYTES // 65536 + 1
 
 
@@ -422,7 +424,7 @@ def test_health_readiness_and_version(service: Service) -> None:
     assert service.http.get("/healthz").json() == {"status": "ok"}
     assert service.http.get("/version").json()["api"] == "v1"
     problem(service.http.get("/readyz"), 503, "no_manager")
-    service.store.acquire_lease("m", 60.0)
+    service.store.lease.acquire("m", 60.0)
     assert service.http.get("/readyz").json() == {"status": "ready"}
     service.nodes.clear()
     problem(service.http.get("/readyz"), 503, "no_nodes")

@@ -21,13 +21,14 @@ from codistill.run_dir import RunDir, write_json
 from codistill.spec import JobSpec
 from codistill.spec_errors import load_spec
 from jobs import cli
-from jobs.api import Backend, build_api
 from jobs.cli import demo, local
 from jobs.cli.exits import CommandError, Exit, exit_of
 from jobs.cli.watch import LineReporter
 from jobs.client import Client, RemoteJob, ServiceRefused, ServiceUnreachable
 from jobs.head import free_ports
 from jobs.job import Reason
+from jobs.routes import build_api
+from jobs.routes.backend import Backend
 from jobs.status import State
 from jobs.store import Store
 from tests.datasets import write_images

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from codistill.capacity import Demand, Node
 from jobs.decide import (
     Begin,
     Decision,
@@ -19,28 +17,16 @@ from jobs.decide import (
     StopLeaked,
     Submit,
     View,
-    admit,
     backoff_s,
     decide,
 )
-from jobs.job import Job, Reason
+from jobs.job import Reason
 from jobs.status import State
-from tests.unit.jobs.fakes import beat, result, spec
+from tests.unit.jobs.fakes import NOW, beat, job, result, spec
 
-NOW = 5_000.0
 DEADLINE = Reason("start_deadline", "too late")
 ASKED = Reason("cancel_requested", "a user asked for it")
 FIRST = Reason("driver_lost", "the very first")
-
-
-def job(state: State, **change: Any) -> Job:
-    started = state not in {State.QUEUED, State.ADMITTED}
-    made = Job(
-        seq=1, id="a-aaaaaa", name="a", labels={}, spec_json=spec().model_dump(mode="json"), state=state, reason=None,
-        first_cause=None, fence=int(started), attempts=int(started), submission_id=None, created_at=0.0,
-        updated_at=0.0, state_since=NOW - 0.5, started_at=NOW - 10 if started else None, ended_at=None,
-    )  # fmt: skip
-    return replace(made, **change)
 
 
 def view(state: State, driver: Driver = Driver.ALIVE, **change: Any) -> View:
@@ -139,36 +125,3 @@ def test_a_deadline_keeps_its_reason_to_the_end() -> None:
 
 def test_backoff_doubles_up_to_a_minute() -> None:
     assert [backoff_s(n) for n in (1, 2, 3, 4, 20)] == [1, 2, 4, 8, 60]
-
-
-# ---------------------------------------------------------------- admission
-
-
-def sized(name: str, count: int) -> Job:
-    given = spec(replicas={"count": count}, method={"kind": "solo"})
-    return job(State.QUEUED, id=name, spec_json=given.model_dump(mode="json"))
-
-
-def admitted(queue: list[Job], reserved: list[Demand], cpus: float = 2.0) -> list[str]:
-    return [a.job.id for a in admit(queue, reserved, [Node(cpus, 0.0)]) if a.waits_for is None]
-
-
-def test_first_in_first_out() -> None:
-    queue = [sized("a", 1), sized("b", 1), sized("c", 1)]
-    assert admitted(queue, []) == ["a", "b"]
-    assert admitted(queue, [Demand(1, 1.0, 0.0)]) == ["a"]
-    assert admitted(queue, [Demand(2, 1.0, 0.0)]) == []
-
-
-def test_a_small_job_does_not_overtake_a_large_one() -> None:
-    queue = [sized("large", 2), sized("small", 1)]
-    answers = admit(queue, [Demand(1, 1.0, 0.0)], [Node(2.0, 0.0)])
-    large, small = [a.waits_for for a in answers]
-    assert large is not None
-    assert large.code == "no_room_yet"
-    assert "needs 2 CPUs" in large.message
-    assert small == Reason("queued", "waits behind large")
-
-
-def test_nothing_is_admitted_without_nodes() -> None:
-    assert [a.waits_for is None for a in admit([sized("a", 1)], [], [])] == [False]

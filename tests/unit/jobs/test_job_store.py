@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sqlite3
@@ -15,10 +16,13 @@ import pytest
 
 from codistill.run_dir import ID_PATTERN
 from codistill.spec import JobSpec
+from jobs.callers import Caller, Scope
 from jobs.errors import StoreError
 from jobs.job import Reason, new_job_id
 from jobs.status import IllegalTransition, State
-from jobs.store import LostRace, Store
+from jobs.store import Filter, LostRace, Store, Submission
+from jobs.store_engine import make_engine, migrate
+from tests.unit.jobs.fakes import spec
 
 
 class Clock:
@@ -143,36 +147,36 @@ def test_pages_are_newest_first_and_never_skip(store: Store) -> None:
     first = store.page(limit=2)
     assert [j.id for j in first] == [jobs[4].id, jobs[3].id]
     assert [j.id for j in store.page(limit=9, before_seq=first[-1].seq)] == [jobs[2].id, jobs[1].id, jobs[0].id]
-    assert [j.id for j in store.page(limit=9, state=State.ADMITTED)] == [jobs[1].id]
+    assert [j.id for j in store.page(limit=9, only=Filter(states=[State.ADMITTED]))] == [jobs[1].id]
     assert [j.id for j in store.in_states([State.QUEUED])] == [jobs[0].id, jobs[2].id, jobs[3].id, jobs[4].id]
 
 
 def test_a_lease_is_renewed_kept_and_passed_on_with_a_higher_fence(store: Store, clock: Clock) -> None:
-    first = store.acquire_lease("a", 5.0)
+    first = store.lease.acquire("a", 5.0)
     assert first is not None
-    assert store.acquire_lease("b", 5.0) is None
+    assert store.lease.acquire("b", 5.0) is None
     clock.now += 4.0
-    assert store.acquire_lease("a", 5.0) == first
+    assert store.lease.acquire("a", 5.0) == first
     clock.now += 4.0
-    assert store.acquire_lease("b", 5.0) is None
-    assert store.lease_is_held()
+    assert store.lease.acquire("b", 5.0) is None
+    assert store.lease.is_held()
     clock.now += 1.5
-    assert not store.lease_is_held()
-    second = store.acquire_lease("b", 5.0)
+    assert not store.lease.is_held()
+    second = store.lease.acquire("b", 5.0)
     assert second is not None
     assert second > first
-    assert store.acquire_lease("a", 5.0) is None
-    store.release_lease("b")
-    third = store.acquire_lease("a", 5.0)
+    assert store.lease.acquire("a", 5.0) is None
+    store.lease.release("b")
+    third = store.lease.acquire("a", 5.0)
     assert third is not None
     assert third > second
 
 
 def test_changes_under_a_lease_that_has_moved_on_are_refused(store: Store, clock: Clock) -> None:
     job = store.create(JobSpec())
-    old = store.acquire_lease("a", 5.0)
+    old = store.lease.acquire("a", 5.0)
     clock.now += 6.0
-    new = store.acquire_lease("b", 5.0)
+    new = store.lease.acquire("b", 5.0)
     with pytest.raises(LostRace):
         store.move(job, State.ADMITTED, lease=old)
     with pytest.raises(LostRace):
@@ -190,8 +194,60 @@ def test_a_wait_is_explained_without_a_transition(store: Store) -> None:
     assert len(store.transitions(job.id)) == 1
 
 
+def test_jobs_from_before_there_were_owners_are_kept(tmp_path: Path) -> None:
+    """With data in: what is new is filled in."""
+    url = f"sqlite:///{tmp_path / 'old.db'}"
+    engine = make_engine(url)
+    migrate(engine, "0001")
+    given = spec(name="old", replicas={"count": 3, "cpus": 0.5, "gpus": 0.25}, labels={"team": "a"})
+    with engine.execution_options(codistill_write=True).begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO jobs (id, name, labels, spec, state, fence, attempts, created_at, updated_at, state_since)"
+            " VALUES ('old-aaaaaa', 'old', '{\"team\": \"a\"}', ?, 'RUNNING', 1, 1, 1.0, 2.0, 3.0)",
+            (json.dumps(given.model_dump(mode="json", exclude={"priority"})),),
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO transitions (job_id, state, fence, time) VALUES ('old-aaaaaa', 'QUEUED', 0, 1)"
+        )
+    engine.dispose()
+    store = Store.open(url)
+    (job,) = store.in_states([State.RUNNING])
+    assert (job.id, job.owner, job.parent, job.priority) == ("old-aaaaaa", "local", None, 0)
+    assert (job.ranks, job.cpus, job.gpus) == (3, 0.5, 0.25)
+    assert job.spec == given
+    assert [t.state for t in store.transitions(job.id)] == [State.QUEUED]
+    assert store.move(job, State.SUCCEEDED).state is State.SUCCEEDED
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("only", "found"),
+    [
+        (Filter(labels={"team": "a"}), "ac"),
+        (Filter(labels={"team": "a", "x.y": "1"}), "c"),
+        (Filter(labels={"team": "z"}), ""),
+        (Filter(owner="bob"), "b"),
+        (Filter(name="c"), "c"),
+        (Filter(parent="p"), "b"),
+        (Filter(states=[State.QUEUED, State.ADMITTED]), "abc"),
+        (Filter(states=[State.ADMITTED]), "a"),
+        (Filter(created_from=1010.0), "bc"),
+        (Filter(created_from=1010.0, created_before=1020.0), "b"),
+        (Filter(), "abc"),
+    ],
+)
+def test_filters(store: Store, clock: Clock, only: Filter, found: str) -> None:
+    bob = Caller("bob", Scope.WRITE)
+    store.move(store.submit(Submission(JobSpec(name="a", labels={"team": "a"}))), State.ADMITTED)
+    clock.now += 10
+    store.submit(Submission(JobSpec(name="b", labels={"team": "b"}), bob, parent="p"))
+    clock.now += 10
+    store.submit(Submission(JobSpec(name="c", labels={"team": "a", "x.y": "1"})))
+    assert "".join(sorted(job.name for job in store.page(limit=9, only=only))) == found
+
+
 def test_durability_settings(store: Store, tmp_path: Path) -> None:
-    with store._engine.connect() as connection:
+    with store._database._engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 10_000
@@ -216,7 +272,7 @@ def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_sentence_and_nothing_is_half_written(store: Store, tmp_path: Path) -> None:
     store.create(JobSpec())
-    with store._engine.connect() as connection:
+    with store._database._engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
     # What SQLite does when the disk is full, without filling one.
     from sqlalchemy import event
@@ -224,7 +280,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_half_written(store: Store, t
     def limit(connection: sqlite3.Connection, *_: object) -> None:
         connection.execute(f"PRAGMA max_page_count={pages}")
 
-    event.listen(store._engine, "connect", limit)
+    event.listen(store._database._engine, "connect", limit)
     store.close()
     with pytest.raises(StoreError, match="the disk is full; free some space"):
         [store.create(JobSpec(labels={"long": "x" * 200})) for _ in range(50)]

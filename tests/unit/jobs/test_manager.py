@@ -32,7 +32,7 @@ class World:
         self.runner = FakeRunner(self.storage)
         self.nodes = [Node(2.0, 0.0)]
         self.manager = self.new_manager()
-        lease = self.store.acquire_lease("test", 1e9)
+        lease = self.store.lease.acquire("test", 1e9)
         assert lease is not None
         self.lease = lease
 
@@ -225,7 +225,7 @@ def test_one_bad_job_does_not_hold_up_the_others(world: World, caplog: pytest.Lo
 
 def test_the_loop_brings_a_job_to_its_end_and_passes_the_lease_on(tmp_path: Path) -> None:
     world = World(tmp_path)
-    world.store.release_lease("test")
+    world.store.lease.release("test")
     world.clock = world.manager._clock = time.time
     store = Store.open(f"sqlite:///{tmp_path / 'jobs.db'}")
     loop = ManagerLoop(store, Manager(store, world.runner, world.storage, lambda: world.nodes))
@@ -242,6 +242,6 @@ def test_the_loop_brings_a_job_to_its_end_and_passes_the_lease_on(tmp_path: Path
     finally:
         loop.close()
     assert world.job(job_id).state is State.SUCCEEDED
-    assert store.acquire_lease("next", 5.0) is not None
+    assert store.lease.acquire("next", 5.0) is not None
     store.close()
     world.store.close()

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
 from codistill.capacity import Demand, Node, shortage
-from jobs.api import Backend, cancel_job
+from jobs.callers import LOCAL
 from jobs.decide import Driver
 from jobs.job import Transition
 from jobs.manager import Manager
+from jobs.routes.backend import Backend
+from jobs.routes.submission import cancel_job
 from jobs.status import NEXT, RESERVING, TERMINAL, State
 from jobs.store import Store
 from tests.unit.jobs.fakes import Clock, FakeRunner, spec
@@ -57,7 +59,7 @@ class ManagerMachine(RuleBasedStateMachine):
 
     @rule(job_id=jobs)
     def cancel(self, job_id: str) -> None:
-        cancel_job(Backend(self.store, self.root / "runs", lambda: self.nodes), job_id)
+        cancel_job(Backend(self.store, self.root / "runs", lambda: self.nodes), LOCAL, job_id)
 
     # ---- managers
 
@@ -77,7 +79,7 @@ class ManagerMachine(RuleBasedStateMachine):
         if self.managers:
             self.clock.now += 6.0
         self.owner += 1
-        lease = self.store.acquire_lease(f"manager-{self.owner}", 5.0)
+        lease = self.store.lease.acquire(f"manager-{self.owner}", 5.0)
         if lease is None:
             return
         made = Manager(self.store, self.runner, self.root / "runs", lambda: self.nodes, self.clock)

@@ -1,0 +1,50 @@
+"""A connection to the database behind the service, whose errors are sentences."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+
+from jobs.store_engine import explain, make_engine, migrate
+
+
+class Database:
+    """Transactions on SQLite or PostgreSQL."""
+
+    def __init__(self, engine: sa.Engine, clock: Callable[[], float] = time.time) -> None:
+        self._engine, self.clock = engine, clock
+
+    @staticmethod
+    def open(url: str, clock: Callable[[], float] = time.time) -> Database:
+        """Connect (e.g. `sqlite:////var/lib/codistill/jobs.db`) and bring the schema to its newest version. Raises
+        `StoreError`."""
+        engine = make_engine(url)
+        migrate(engine)
+        return Database(engine, clock)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def transaction(self, *, write: bool = False) -> Generator[sa.Connection]:
+        """Whole or not at all. Blocks on the disk; raises `StoreError`."""
+        try:
+            with self._engine.execution_options(codistill_write=write).begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise explain(self._engine.url, error) from error
+
+    @contextmanager
+    def one_at_a_time(self) -> Generator[sa.Connection]:
+        """A transaction beside which no other of this kind runs, in any process: for decisions that count rows."""
+        with self.transaction(write=True) as connection:  # SQLite has one writer anyway
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+            yield connection
+
+
+_LOCK = 0xC0D15711

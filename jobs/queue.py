@@ -1,0 +1,70 @@
+"""Who is next: pure functions of the jobs that wait, those that hold a reservation, and the nodes."""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from codistill.capacity import Demand, Node, remaining, shortage
+from jobs.job import Job, Reason
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Who may begin now, and what the first of those who may not is short of."""
+
+    admitted: Sequence[Job]
+    next: Job | None = None
+    waits_for: Reason | None = None
+
+
+def in_turn(queued: Sequence[Job], holding: Sequence[Job], nodes: Sequence[Node]) -> list[Job]:
+    """Higher priority first. Among equals it is the turn of whoever's owner has the smallest dominant share of the
+    cluster (Ghodsi et al. 2011), with all that goes before; an owner's own jobs go in order of submission."""
+    shares: dict[str, float] = defaultdict(float)
+    for job in holding:
+        shares[job.owner] += dominant_share(job.demand, nodes)
+    ordered: list[Job] = []
+    for priority in sorted({job.priority for job in queued}, reverse=True):
+        waiting: dict[str, deque[Job]] = defaultdict(deque)
+        for job in sorted(queued, key=lambda job: job.seq):
+            if job.priority == priority:
+                waiting[job.owner].append(job)
+        turns = [(shares[owner], jobs[0].seq, owner) for owner, jobs in waiting.items()]
+        heapq.heapify(turns)
+        while turns:
+            _, _, owner = heapq.heappop(turns)
+            job = waiting[owner].popleft()
+            ordered.append(job)
+            shares[owner] += dominant_share(job.demand, nodes)
+            if waiting[owner]:
+                heapq.heappush(turns, (shares[owner], waiting[owner][0].seq, owner))
+    return ordered
+
+
+def dominant_share(demand: Demand, nodes: Sequence[Node]) -> float:
+    """The larger of its shares of the cluster's CPUs and GPUs."""
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    by_cpu = demand.ranks * demand.cpus / cpus if cpus else 0.0
+    return max(by_cpu, demand.ranks * demand.gpus / gpus if gpus else 0.0)
+
+
+def admit(queued: Sequence[Job], holding: Sequence[Job], nodes: Sequence[Node]) -> Admission:
+    """In turn, as far as there is room: whoever does not fit holds up all behind it, so that a large job is never
+    starved."""
+    reserved = [job.demand for job in holding]
+    admitted: list[Job] = []
+    for job in in_turn(queued, holding, nodes):
+        short = shortage(job.demand, remaining(nodes, reserved))
+        if short is not None:
+            return Admission(admitted, job, Reason("no_room_yet", f"waits for room: {short} free now"))
+        reserved.append(job.demand)
+        admitted.append(job)
+    return Admission(admitted)
+
+
+def positions(queued: Sequence[Job], holding: Sequence[Job], nodes: Sequence[Node]) -> Mapping[str, int]:
+    """Of each job that waits, by its id, how many are before it, and 1."""
+    return {job.id: place for place, job in enumerate(in_turn(queued, holding, nodes), start=1)}

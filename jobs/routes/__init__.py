@@ -1,0 +1,39 @@
+"""The whole HTTP interface: the door, and behind it the routes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+import codistill
+from jobs.door import Door
+from jobs.problems import PROBLEM_TYPE, install_problem_handlers
+from jobs.routes import shapes
+from jobs.routes.backend import Backend
+from jobs.routes.facts import fact_routes
+from jobs.routes.reading import reading_routes
+from jobs.routes.records import record_routes
+from jobs.routes.submission import submission_routes
+
+_PROBLEM: dict[str, Any] = {
+    "model": shapes.ProblemDetails,
+    "description": "An error with a stable code",
+    "content": {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}},
+}
+
+
+def build_api(backend: Backend) -> FastAPI:
+    """The whole HTTP interface."""
+    app = FastAPI(
+        title="codistill",
+        version=codistill.__version__,
+        docs_url=None,
+        redoc_url=None,
+        responses=dict.fromkeys(("4XX", "5XX"), _PROBLEM),
+    )
+    install_problem_handlers(app)
+    for routes in (submission_routes, reading_routes, record_routes, fact_routes):
+        app.include_router(routes(backend))
+    app.add_middleware(Door, rules=backend.rules, find_token=backend.store.accounts.find)
+    return app

@@ -1,0 +1,83 @@
+"""What the routes stand on, and how a job is found for whoever asks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from codistill.capacity import Node
+from codistill.run_dir import ID_PATTERN, RunDir
+from jobs.callers import Caller, Scope
+from jobs.door import DoorRules
+from jobs.job import Job
+from jobs.problems import ApiProblem
+from jobs.queue import positions
+from jobs.status import RESERVING, State
+from jobs.store import Quota, Store
+from jobs.views import full, summary
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What the routes stand on."""
+
+    store: Store
+    storage: Path
+    nodes: Callable[[], Sequence[Node]]
+    """Living nodes of the cluster."""
+    rules: DoorRules = field(default_factory=DoorRules)
+    quota: Quota = field(default_factory=Quota)
+
+    def run_of(self, job: Job) -> RunDir:
+        return RunDir(self.storage, job.id)
+
+    def find(self, caller: Caller, job_id: str) -> Job:
+        """A job that the caller may see. Raises `ApiProblem`: whose it is otherwise is not told."""
+        job = self.store.get(job_id) if ID_PATTERN.fullmatch(job_id) else None
+        if job is None or caller.sees not in (None, job.owner):
+            raise ApiProblem(404, "no_such_job", "there is no job with this id; GET /api/v1/jobs lists them")
+        return job
+
+    def show(self, job: Job) -> dict[str, Any]:
+        """Everything known about it."""
+        place = self.places().get(job.id) if job.state is State.QUEUED else None
+        return full(job, self.store.transitions(job.id), self.run_of(job), time.time(), place)
+
+    def summaries(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        places = self.places() if any(job.state is State.QUEUED for job in jobs) else {}
+        return [summary(job, places.get(job.id)) for job in jobs]
+
+    def places(self) -> dict[str, int]:
+        """Of each job that waits, by its id, its place in the queue, counted from 1."""
+        queued, holding = self.store.in_states([State.QUEUED]), self.store.in_states(RESERVING)
+        return dict(positions(queued, holding, self.nodes()))
+
+
+def caller_of(request: Request) -> Caller:
+    """Whom the door let in."""
+    return request.state.caller
+
+
+def _writer(request: Request) -> Caller:
+    return _with_scope(request, Scope.WRITE)
+
+
+def _admin(request: Request) -> Caller:
+    return _with_scope(request, Scope.ADMIN)
+
+
+def _with_scope(request: Request, needed: Scope) -> Caller:
+    caller = caller_of(request)
+    if not caller.scope.includes(needed):
+        raise ApiProblem(403, "scope", f"this needs a token of scope '{needed}', and the one sent has '{caller.scope}'")
+    return caller
+
+
+Reader = Annotated[Caller, Depends(caller_of)]
+Writer = Annotated[Caller, Depends(_writer)]
+Admin = Annotated[Caller, Depends(_admin)]

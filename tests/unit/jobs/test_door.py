@@ -1,0 +1,351 @@
+"""What is checked of a request before any route sees it; over the real routes, with two tenants."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from codistill.capacity import Node
+from jobs.callers import LOCAL, Scope, mint, presented
+from jobs.door import DoorRules, bearer, hostname, is_loopback
+from jobs.rate import Buckets, Rate
+from jobs.routes import build_api
+from jobs.routes.backend import Backend
+from jobs.status import State
+from jobs.store import Quota, Store
+
+PAIR = {"name": "pair", "training": {"steps": 10}}
+NO_LIMIT = Rate(per_s=1e9, burst=1e9)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Guarded:
+    """A service with tokens for ann and bob."""
+
+    def __init__(self, root: Path, **rules: Any) -> None:
+        self.clock = Clock()
+        self.store = Store.open(f"sqlite:///{root / 'jobs.db'}", self.clock)
+        (root / "runs").mkdir()
+        strict = {"needs_token": True, "reads": NO_LIMIT, "writes": NO_LIMIT, "guesses": NO_LIMIT, **rules}
+        backend = Backend(self.store, root / "runs", lambda: [Node(2.0, 0.0)], DoorRules(**strict), Quota(6, 4))
+        self.app = build_api(backend)
+        self.http = TestClient(self.app, "http://127.0.0.1", raise_server_exceptions=False)
+        self.tokens = {owner: self.token(owner, Scope.WRITE) for owner in ("ann", "bob")}
+
+    def token(self, owner: str, scope: Scope, lifetime_s: float | None = None) -> str:
+        return self.store.accounts.create(owner, scope, lifetime_s=lifetime_s, by=LOCAL)[1]
+
+    def ask(self, method: str, path: str, token: str | None = None, **more: Any) -> Any:
+        headers = {**({"Authorization": f"Bearer {token}"} if token else {}), **more.pop("headers", {})}
+        return self.http.request(method, path, headers=headers, **more)
+
+    def submit(self, owner: str, **change: Any) -> str:
+        answer = self.ask("POST", "/api/v1/jobs", self.tokens[owner], json={**PAIR, **change})
+        assert answer.status_code == 202, answer.text
+        return answer.json()["id"]
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Guarded]:
+    made = Guarded(tmp_path)
+    with made.http:
+        yield made
+    made.store.close()
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def routes(app: Any) -> list[tuple[str, str]]:
+    """Method and path of everything in the OpenAPI document."""
+    return [(method.upper(), path) for path, item in app.openapi()["paths"].items() for method in item]
+
+
+def test_every_route_needs_a_token_but_health(guarded: Guarded) -> None:
+    job = guarded.submit("ann")
+    ended = guarded.token("ann", Scope.ADMIN, lifetime_s=1.0)
+    guarded.clock.now += 2.0
+    right = guarded.tokens["ann"]
+    wrong = [None, "nonsense", mint()[1], right[:-1] + ("a" if right[-1] != "a" else "b"), ended]
+    walked = routes(guarded.app)
+    assert len(walked) >= 14
+    for method, path in walked:
+        for token in wrong:
+            answer = guarded.ask(method, path.replace("{job_id}", job), token)
+            if path == "/healthz":
+                assert answer.status_code == 200
+                continue
+            assert answer.status_code == 401, (method, path, token)
+            assert answer.json()["code"] == "no_valid_token"
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert guarded.ask("GET", "/openapi.json").status_code == 401, "not even what there is"
+
+
+def test_no_route_tells_one_tenant_of_the_other(guarded: Guarded) -> None:
+    job = guarded.submit("ann")
+    bob = guarded.tokens["bob"]
+    with_id = [(method, path) for method, path in routes(guarded.app) if "{job_id}" in path]
+    assert len(with_id) >= 7
+    for method, path in with_id:
+        body: dict[str, Any] = {"json": {"priority": 3}} if method == "PATCH" else {}
+        answer = guarded.ask(method, path.replace("{job_id}", job), bob, **body)
+        assert (answer.status_code, answer.json()["code"]) == (404, "no_such_job"), (method, path)
+        unknown = guarded.ask(method, path.replace("{job_id}", "job-aaaaaa"), bob, **body)
+        assert unknown.json()["detail"] == answer.json()["detail"]
+    assert guarded.ask("GET", "/api/v1/jobs?owner=ann", bob).json()["items"] == []
+    assert guarded.ask("GET", "/api/v1/queue", bob).json()["items"] == []
+    assert [j["id"] for j in guarded.ask("GET", "/api/v1/jobs", guarded.tokens["ann"]).json()["items"]] == [job]
+    found = guarded.store.get(job)
+    assert found is not None
+    assert (found.state, found.priority) == (State.QUEUED, 0)
+
+
+def test_a_scope_allows_what_it_says(guarded: Guarded) -> None:
+    job = guarded.submit("ann")
+    reader, admin = guarded.token("ann", Scope.READ), guarded.token("root", Scope.ADMIN)
+    assert guarded.ask("GET", f"/api/v1/jobs/{job}", reader).status_code == 200
+    for method, path in (("POST", f"/api/v1/jobs/{job}/cancel"), ("DELETE", f"/api/v1/jobs/{job}")):
+        answer = guarded.ask(method, path, reader)
+        assert (answer.status_code, answer.json()["code"]) == (403, "scope")
+    assert guarded.ask("POST", "/api/v1/jobs", reader, json=PAIR).status_code == 403
+    assert guarded.ask("GET", f"/api/v1/jobs/{job}", admin).status_code == 200
+    assert [j["owner"] for j in guarded.ask("GET", "/api/v1/jobs", admin).json()["items"]] == ["ann"]
+    assert guarded.ask("POST", f"/api/v1/jobs/{job}/cancel", admin).json()["status"]["state"] == "CANCELLED"
+
+
+def test_one_token_takes_the_place_of_another_without_a_pause(guarded: Guarded) -> None:
+    old, new = guarded.tokens["ann"], guarded.token("ann", Scope.WRITE)
+    assert [guarded.ask("GET", "/version", token).status_code for token in (old, new)] == [200, 200]
+    first = presented(old)
+    assert first is not None
+    assert guarded.store.accounts.revoke(first.id, by=LOCAL)
+    assert not guarded.store.accounts.revoke(first.id, by=LOCAL), "it has ended already"
+    assert [guarded.ask("GET", "/version", token).status_code for token in (old, new)] == [401, 200]
+
+
+def test_a_secret_is_kept_nowhere(guarded: Guarded, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    secrets = [token[-43:] for token in guarded.tokens.values()]
+    guarded.ask("GET", "/version", guarded.tokens["ann"])
+    guarded.store.close()
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    written += capfd.readouterr().err.encode()
+    sent = presented(guarded.tokens["ann"])
+    assert sent is not None
+    assert sent.digest.encode() in written, "the right file was looked at"
+    for secret in secrets:
+        assert len(secret) == 43
+        assert secret.encode() not in written
+    assert sent.digest not in repr(sent)
+
+
+def test_tokens_have_one_form() -> None:
+    token_id, text, digest = mint()
+    assert re.fullmatch(r"codistill_[a-z2-7]{12}_[A-Za-z0-9_-]{43}", text)
+    sent = presented(text)
+    assert sent is not None
+    assert (sent.id, sent.digest) == (token_id, digest)
+    for bad in ("", text[:-1], text + "a", text.upper(), " " + text, text.replace("_", "-")):
+        assert presented(bad) is None
+    assert bearer({"authorization": f"bearer  {text}"}) == text
+    assert bearer({"authorization": f"Basic {text}"}) is None
+
+
+# ---------------------------------------------------------------- how often
+
+
+def test_a_token_that_asks_too_often_is_told_when_to_come_back(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, reads=Rate(0.5, 3.0), writes=Rate(0.1, 1.0))
+    ann, bob = guarded.tokens["ann"], guarded.tokens["bob"]
+    codes = [guarded.ask("GET", "/version", ann).status_code for _ in range(4)]
+    assert codes == [200, 200, 200, 429]
+    answer = guarded.ask("GET", "/version", ann)
+    assert (answer.json()["code"], answer.headers["retry-after"]) == ("too_many_requests", "2")
+    assert guarded.ask("GET", "/version", bob).status_code == 200
+    assert guarded.ask("POST", "/api/v1/jobs", ann, json=PAIR).status_code == 202, "of reads and writes each"
+    late = guarded.ask("POST", "/api/v1/jobs", ann, json=PAIR)
+    assert (late.status_code, late.headers["retry-after"]) == (429, "10")
+
+
+def test_guessing_is_slowed_down(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, guesses=Rate(0.001, 5.0))
+    codes = [guarded.ask("GET", "/version", mint()[1]).status_code for _ in range(6)]
+    assert codes == [401] * 5 + [429]
+    assert guarded.ask("GET", "/version", guarded.tokens["ann"]).status_code == 200
+
+
+def test_a_bucket_by_hand() -> None:
+    buckets, rate = Buckets(most=2), Rate(per_s=0.5, burst=2.0)
+    assert [buckets.take("a", rate, 0.0) for _ in range(3)] == [0.0, 0.0, 2.0]
+    assert buckets.take("a", rate, 1.0) == 1.0
+    assert buckets.take("a", rate, 2.0) == 0.0
+    assert buckets.take("a", rate, 2.0) == 2.0
+    assert buckets.take("b", rate, 2.0) == buckets.take("c", rate, 2.0) == 0.0
+    assert buckets.take("a", rate, 2.0) == 0.0, "forgotten for the sake of the others"
+    assert [buckets.take("a", rate, 99.0) for _ in range(3)] == [0.0, 0.0, 2.0], "no more than a burst is saved up"
+
+
+# ---------------------------------------------------------------- pages of other sites
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "127.0.0.1.evil.example"}, 421),
+        ({"Host": "evil.example:8700"}, 421),
+        ({"Host": ""}, 421),
+        ({"Host": "LOCALHOST:8700"}, 200),
+        ({"Host": "[::1]:8700"}, 200),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1234"}, 403),
+        ({"Origin": "http://127.0.0.1"}, 200),
+    ],
+)
+def test_other_names_and_foreign_pages_are_refused(guarded: Guarded, headers: dict[str, str], status: int) -> None:
+    answer = guarded.ask("GET", "/version", guarded.tokens["ann"], headers=headers)
+    assert answer.status_code == status, answer.text
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_what_a_form_can_send_is_refused(guarded: Guarded, kind: str) -> None:
+    headers = {"Content-Type": kind} if kind else {}
+    body = json.dumps(PAIR).encode()
+    answer = guarded.ask("POST", "/api/v1/jobs", guarded.tokens["ann"], content=body, headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (415, "not_json")
+
+
+def test_names_are_read_as_they_are_meant() -> None:
+    assert [hostname(h) for h in ("A.b:80", "[::1]:80", "[::1]", "a")] == ["a.b", "::1", "::1", "a"]
+    given = ("127.0.0.1", "127.9.9.9", "::1", "localhost", "0.0.0.0", "10.0.0.1", "example.org", "")
+    assert [is_loopback(h) for h in given] == [True, True, True, True, False, False, False, False]
+
+
+# ---------------------------------------------------------------- names of requests, keys, quotas, audit
+
+
+def test_a_request_keeps_a_name_that_may_stand_in_a_log(guarded: Guarded) -> None:
+    named = guarded.ask("GET", "/healthz", headers={"X-Request-Id": "mine-1"})
+    assert named.headers["x-request-id"] == "mine-1"
+    for bad in ("a b", "x" * 65, 'a"b'):
+        made = guarded.ask("GET", "/nowhere", headers={"X-Request-Id": bad})
+        assert re.fullmatch("[0-9a-f]{32}", made.headers["x-request-id"])
+        assert made.json()["request_id"] == made.headers["x-request-id"]
+
+
+def test_the_same_key_means_the_same_job(guarded: Guarded) -> None:
+    ann, key = guarded.tokens["ann"], {"Idempotency-Key": "k-1"}
+    first = guarded.ask("POST", "/api/v1/jobs", ann, json=PAIR, headers=key)
+    again = guarded.ask("POST", "/api/v1/jobs", ann, json={**PAIR, "seed": 0}, headers=key)
+    assert (again.status_code, again.json()["id"]) == (202, first.json()["id"]), "a default said aloud is the same body"
+    other = guarded.ask("POST", "/api/v1/jobs", ann, json={**PAIR, "seed": 1}, headers=key)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_conflict")
+    bobs = guarded.ask("POST", "/api/v1/jobs", guarded.tokens["bob"], json={**PAIR, "seed": 1}, headers=key)
+    assert bobs.json()["id"] != first.json()["id"], "keys are an owner's own"
+    bad = guarded.ask("POST", "/api/v1/jobs", ann, json=PAIR, headers={"Idempotency-Key": "a b"})
+    assert bad.status_code == 422
+    assert len(guarded.store.page(limit=9)) == 2
+
+
+def test_of_many_who_send_the_same_key_at_once_all_get_one_job(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    guarded = Guarded(tmp_path)
+    with guarded.http, ThreadPoolExecutor(16) as pool:
+        sent = [
+            pool.submit(
+                guarded.ask, "POST", "/api/v1/jobs", guarded.tokens["ann"], json=PAIR, headers={"Idempotency-Key": "k"}
+            )
+            for _ in range(50)
+        ]
+        assert {answer.result().status_code for answer in sent} == {202}
+        assert len({answer.result().json()["id"] for answer in sent}) == 1
+    assert len(guarded.store.page(limit=9)) == 1
+
+
+def test_the_queue_is_full_at_its_limits(guarded: Guarded) -> None:
+    for _ in range(4):
+        guarded.submit("ann")
+    answer = guarded.ask("POST", "/api/v1/jobs", guarded.tokens["ann"], json=PAIR)
+    assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+    assert "4 jobs of ann wait" in answer.json()["detail"]
+    assert int(answer.headers["retry-after"]) > 0
+    guarded.submit("bob")
+    last = guarded.submit("bob")
+    answer = guarded.ask("POST", "/api/v1/jobs", guarded.tokens["bob"], json=PAIR)
+    assert "6 jobs wait" in answer.json()["detail"]
+    guarded.ask("POST", f"/api/v1/jobs/{last}/cancel", guarded.tokens["bob"])
+    guarded.submit("bob")
+
+
+def test_every_change_has_one_row_that_says_who(guarded: Guarded) -> None:
+    bob = guarded.tokens["bob"]
+    job = guarded.submit("bob")
+    path = f"/api/v1/jobs/{job}"
+    guarded.ask("PATCH", path, bob, json={"priority": 7}, headers={"X-Request-Id": "p-1"})
+    for _ in range(2):
+        guarded.ask("POST", f"{path}/cancel", bob)
+    assert guarded.ask("PATCH", path, bob, json={"priority": 7}).json()["code"] == "not_queued"
+    guarded.ask("DELETE", path, bob)
+    rows = guarded.store.audit(job)
+    assert [row.action for row in rows] == ["submit", "priority", "cancel", "delete"]
+    assert {row.owner for row in rows} == {"bob"}
+    assert rows[1].request_id == "p-1"
+    (made,) = [row for row in guarded.store.audit() if row.action == "token.create" and row.target == rows[0].token_id]
+    assert made.owner == "local"
+
+
+def test_delete_needs_an_end_and_takes_everything_with_it(guarded: Guarded, tmp_path: Path) -> None:
+    ann = guarded.tokens["ann"]
+    answer = guarded.ask("POST", "/api/v1/jobs", ann, json=PAIR, headers={"Idempotency-Key": "k"})
+    job = answer.json()["id"]
+    (tmp_path / "runs" / job / "logs").mkdir(parents=True)
+    answer = guarded.ask("DELETE", f"/api/v1/jobs/{job}", ann)
+    assert (answer.status_code, answer.json()["code"]) == (409, "not_ended")
+    guarded.ask("POST", f"/api/v1/jobs/{job}/cancel", ann)
+    assert guarded.ask("DELETE", f"/api/v1/jobs/{job}", ann).status_code == 204
+    assert guarded.ask("GET", f"/api/v1/jobs/{job}", ann).status_code == 404
+    assert not (tmp_path / "runs" / job).exists()
+    again = guarded.ask("POST", "/api/v1/jobs", ann, json=PAIR, headers={"Idempotency-Key": "k"})
+    assert again.json()["id"] != job
+
+
+def test_a_body_is_counted_as_it_comes(guarded: Guarded) -> None:
+    """Whatever its headers say; with the ASGI protocol itself, since the test client gathers a body first."""
+    asked = 0
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        nonlocal asked
+        asked += 1
+        return {"type": "http.request", "body": b" " * 65536, "more_body": True}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = {"host": "localhost", "content-type": "application/json", "content-length": "3"}
+    headers["authorization"] = f"Bearer {guarded.tokens['ann']}"
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "path": "/api/v1/jobs", "raw_path": b"/api/v1/jobs",
+        "query_string": b"", "headers": [(k.encode(), v.encode()) for k, v in headers.items()], "client": ("::1", 5),
+        "server": ("localhost", 80), "scheme": "http", "root_path": "",
+    }  # fmt: skip
+    asyncio.run(guarded.app(scope, receive, send))
+    assert sent[0]["status"] == 413
+    assert asked == 5
