@@ -20,6 +20,7 @@ from codistill.exchange.prediction_records import from_arrays, of_all_ranks
 from codistill.exchange.prediction_table import PredictionTable, rows_of, tensors_of
 from codistill.exchange.predictions import Form, Rows, packed
 from codistill.exchange.shelf import Held
+from codistill.exchange.snapshot import SnapshotId
 from codistill.randomness import Name, uniforms
 from codistill.ranks import Ranks
 
@@ -47,6 +48,8 @@ class PredictionTeachers(Teacher):
         self._teachers_in, self._stream = teachers_in, stream
         self._max_age_steps, self._start_together_s = max_age_steps, start_together_s
         self._tables: dict[int, PredictionTable] = {}
+        self._taken: dict[int, SnapshotId] = {}
+        """Of each peer the newest snapshot that is in its table."""
         self._said: list[tuple[int, Rows]] = []
         """What is to be published next, by the step in which it was said."""
         self._heard: list[Held] = []
@@ -60,8 +63,11 @@ class PredictionTeachers(Teacher):
     def before_step(self, step: int) -> None:
         self._step, self._heard = step, self._mailbox.read(step)
         for held in self._heard:
-            if held.is_new:
-                self._table(held.header.id.replica).take(from_arrays(self._form, held.arrays))
+            who = held.header.id
+            # Whoever comes back finds announced what it had taken before: older than what it knows.
+            if who.replica not in self._taken or who > self._taken[who.replica]:
+                self._table(who.replica).take(from_arrays(self._form, held.arrays))
+                self._taken[who.replica] = who
 
     def outputs(self, batch: Batch) -> Sequence[Outputs]:
         """Of each peer whose turn it is: log-probabilities as `logits` [N, ..., classes], which samples [N] it was
@@ -104,7 +110,11 @@ class PredictionTeachers(Teacher):
 
     def tensors(self) -> Mapping[str, Tensor]:
         said = of_all_ranks(self._form, self._gathered(), self._ranks)
-        everything = {"said": tensors_of(said)} | {f"{peer}": table.tensors() for peer, table in self._tables.items()}
+        everything = {"said": tensors_of(said)}
+        for peer, table in self._tables.items():
+            who = self._taken[peer]
+            taken = torch.tensor([who.fence, who.incarnation, who.version])
+            everything[f"{peer}"] = {**table.tensors(), "taken": taken}
         return {f"{whose}.{name}": held for whose, tensors in everything.items() for name, held in tensors.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -117,6 +127,8 @@ class PredictionTeachers(Teacher):
             rows = rows_of(said)
             self._said = [(step, rows.at(rows.made_at == step)) for step in sorted(set(rows.made_at.tolist()))]
         for peer, held in by_whom.items():
+            fence, incarnation, version = held.pop("taken").tolist()
+            self._taken[int(peer)] = SnapshotId(int(peer), fence, incarnation, version)
             self._table(int(peer)).restore(held)
 
     def close(self, finished_at: int | None = None) -> None:

@@ -29,6 +29,7 @@ from codistill.randomness import seed_everything
 from codistill.ranks import ALONE
 from codistill.recipes import open_recipe
 from codistill.records import LEDGER, Recorder
+from codistill.replay import replay
 from codistill.replica import replica_turns
 from codistill.run_dir import RunDir
 from codistill.spec import JobSpec
@@ -288,8 +289,9 @@ def test_stopped_while_it_waits_after_its_last_step(tmp_path: Path, undisturbed:
 def test_the_peer_of_one_that_died_waits_and_goes_on(
     tmp_path: Path, undisturbed: dict[str, str], kind: str, step: int
 ) -> None:
-    """Replica 1 vanishes before a step and comes back from its last checkpoint, while replica 0 stands still."""
-    run, hub = new_run(tmp_path, spec_of(kind)), Hub()
+    """Replica 1 vanishes before a step and comes back from its last checkpoint, while replica 0 stands still. From what
+    was kept each can be trained again alone."""
+    run, hub = new_run(tmp_path, spec_of(kind, exchange={"interval_steps": 5, "keep_snapshots": True})), Hub()
 
     def die(at: int) -> None:
         if at == step:
@@ -308,3 +310,4 @@ def test_the_peer_of_one_that_died_waits_and_goes_on(
             ended[replica] = end.value
     assert {index: entry["incarnations"] for index, entry in ended.items()} == {0: 1, 1: 2}
     assert [fingerprint(final_weights(run, index)) for index in range(2)] == [undisturbed[kind]] * 2
+    assert [replay(run, index).first_difference for index in range(2)] == [None, None]

@@ -31,15 +31,15 @@ class Killed(Exception):
     """Instead of a signal, since all replicas share this process."""
 
 
-def unequal(storage: Path, spec: JobSpec, *, kill_before: dict[int, int]) -> RunDir:
+def unequal(storage: Path, spec: JobSpec, *, kill_before: dict[int, int], all_gone: bool = True) -> RunDir:
     """Replica i makes a turn in every (2 i + 1)-th round, in this process; those named die before a step and come back
-    three rounds later to find all that was announced gone. Every row of the ledger is on disk at once."""
+    three rounds later to find what was announced gone, or still there. Every row of the ledger is on disk at once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(cast(dict[str, Any], records.Recorder.__init__.__kwdefaults__), "flush_interval_s", 0.0)
-        return _unequal(storage, spec, kill_before)
+        return _unequal(storage, spec, kill_before, all_gone)
 
 
-def _unequal(storage: Path, spec: JobSpec, kill_before: dict[int, int]) -> RunDir:
+def _unequal(storage: Path, spec: JobSpec, kill_before: dict[int, int], all_gone: bool) -> RunDir:
     run, hub = new_run(storage, spec), Hub()
     pending = dict(kill_before)
     back: set[int] = set()
@@ -48,7 +48,8 @@ def _unequal(storage: Path, spec: JobSpec, kill_before: dict[int, int]) -> RunDi
         def before_step(step: int) -> None:
             if index in back:
                 back.remove(index)
-                hub.snapshots.clear()
+                if all_gone:
+                    hub.snapshots.clear()
             if pending.get(index) == step:
                 del pending[index]
                 raise Killed
@@ -131,6 +132,26 @@ def test_predictions_are_told_again(tmp_path: Path) -> None:
     assert {row["incarnation"] for row in rows if row["verdict"] == "accepted"} == {0, 1}
     for index in range(2):
         assert replay(run, index).first_difference is None
+
+
+@pytest.mark.parametrize("form", [{"form": "top_k", "top_k": 3}, {"form": "sampled"}], ids=["top_k", "sampled"])
+def test_whoever_comes_back_is_not_set_back_by_predictions_it_knew(tmp_path: Path, form: dict[str, Any]) -> None:
+    """Both find announced again what they had heard before, and more than is heard in one step. Epochs are shorter than
+    intervals, so that older snapshots say something else of the same samples."""
+    spec = asynchronous(exchange={"currency": {"kind": "predictions", **form}}, recipe={"train_size": 40})
+    run = unequal(tmp_path, spec, kill_before={0: 21, 1: 18}, all_gone=False)
+    assert heard_by(run, 0) == {(19, 0): [6], (20, 1): [3, 4, 6]}
+    assert heard_by(run, 1) == {(14, 0): [24], (15, 1): [3, 4, 6, 8]}
+    for index in range(2):
+        assert replay(run, index).first_difference is None
+
+
+def heard_by(run: RunDir, index: int) -> dict[tuple[int, int], list[int]]:
+    """The versions in the last step before the checkpoint and the first one after it, by step and incarnation."""
+    rows = _read_directory(run.replica(1, replica_name(index)) / "ledger", records.LEDGER).to_pylist()
+    first = min(row["step"] for row in rows if row["incarnation"] == 1)
+    steps = ((first - 1, 0), (first, 1))
+    return {at: sorted(row["version"] for row in rows if (row["step"], row["incarnation"]) == at) for at in steps}
 
 
 def test_a_rotating_topology_is_told_again(tmp_path: Path) -> None:
