@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from codistill import records
 from codistill.local import main
 from codistill.progress import progress_line
+from codistill.replay import replay
 from codistill.run_dir import RunDir, read_json
 from codistill.spec import Replicas
 from tests.support import new_run, small_spec
@@ -27,16 +29,17 @@ width = 8
 [training]
 steps = {steps}
 checkpoint_interval_steps = 100
-[exchange]
-interval_steps = 20
 [method]
 kind = "codistillation"
 burn_in_steps = 50
+[exchange]
+interval_steps = 20
 """
+STEPS = 700
 
 
-def start(tmp_path: Path, steps: int) -> tuple[subprocess.Popen[str], RunDir]:
-    (tmp_path / "spec.toml").write_text(SPEC.format(steps=steps))
+def start(tmp_path: Path, steps: int, *, more: str = "") -> tuple[subprocess.Popen[str], RunDir]:
+    (tmp_path / "spec.toml").write_text(SPEC.format(steps=steps) + more)
     command = [sys.executable, "-P", "-m", "codistill.local", str(tmp_path / "spec.toml")]
     command += ["--storage", str(tmp_path), "--job", "job"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -47,7 +50,7 @@ def wait_for(what: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
+        time.sleep(0.02)
 
 
 def beat(run: RunDir, replica: int) -> dict[str, Any]:
@@ -62,12 +65,32 @@ def alive(pid: int) -> bool:
     return True
 
 
+def kept(run: RunDir, replica: int, incarnation: int = 0) -> int:
+    """The newest version that an incarnation has published, -1 before the first."""
+    names = [path.stem for path in run.snapshots(f"replica-{replica}").glob(f"0001-{incarnation:04d}-*.safetensors")]
+    return max((int(name.rpartition("-")[2]) for name in names), default=-1)
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 @pytest.mark.slow
 def test_a_killed_replica_comes_back_and_the_other_trains_on(tmp_path: Path) -> None:
-    process, run = start(tmp_path, steps=3000)
-    wait_for(lambda: beat(run, 0)["step"] > 250 and beat(run, 1)["step"] > 250)
-    survivor = beat(run, 0)["pid"]
+    """And what both went through is told again, bit for bit, from the ledger and the snapshots."""
+    process, run = start(tmp_path, STEPS, more="keep_snapshots = true\n")
+    wait_for(lambda: min(kept(run, 0), kept(run, 1)) >= 120)
+    survivor, alone_from = beat(run, 0)["pid"], kept(run, 0)
     os.kill(beat(run, 1)["pid"], signal.SIGKILL)
+    wait_for(lambda: kept(run, 0) >= alone_from + 60)
+    with frozen(survivor):  # to start a process takes longer than to train to the end
+        assert kept(run, 0) < STEPS - 200, "too fast for its peer to come back in time"
+        wait_for(lambda: kept(run, 1, incarnation=1) >= 0)
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0, output
     assert "replica-1: killed by signal SIGKILL" in output
@@ -78,12 +101,14 @@ def test_a_killed_replica_comes_back_and_the_other_trains_on(tmp_path: Path) -> 
     assert beat(run, 0)["pid"] == survivor
 
     ledger = records.read(run, "replica-0", "ledger").to_pylist()
-    assert [row["step"] for row in ledger] == list(range(50, 3000)), "one teacher or none: one row a step"
+    assert [row["step"] for row in ledger] == list(range(50, STEPS)), "one teacher or none: one row a step"
     versions = [(row["teacher_incarnation"], row["version"]) for row in ledger if row["verdict"] == "accepted"]
     assert versions == sorted(versions)
     assert {incarnation for incarnation, _ in versions} == {0, 1}
     steps, _ = records.values(records.read(run, "replica-1", "metrics"), "train/loss")
-    assert steps == list(range(10, 3001, 10)), "no step lost, none counted twice"
+    assert steps == list(range(10, STEPS + 1, 10)), "no step lost, none counted twice"
+    for index in range(2):
+        assert replay(run, index).first_difference is None
 
 
 @pytest.mark.slow
