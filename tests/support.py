@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from codistill.exchange.transport import Hub, MemoryTransport
+from codistill.exchange.transport import Connect, Hub, MemoryTransport
 from codistill.replica import replica_turns
 from codistill.run_dir import RunDir
 from codistill.spec import JobSpec
@@ -56,17 +56,19 @@ def run_in_turns(
     *,
     fence: int = 1,
     hub: Hub | None = None,
+    connect: Connect | None = None,
     before_step: Callable[[int, int], None] = lambda replica, step: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[int, dict[str, Any]]:
-    """All replicas in this process, tick by tick; `before_step(replica, step)` may look or fail."""
+    """All replicas in this process, tick by tick, through memory unless `connect` says otherwise;
+    `before_step(replica, step)` may look or fail."""
     shared, spec = hub or Hub(), run.read_spec()
     turns = {
         index: replica_turns(
             run,
             fence=fence,
             index=index,
-            connect=lambda scope: MemoryTransport(shared, scope.index, keep=scope.keep),
+            connect=connect or (lambda scope: MemoryTransport(shared, scope.index, keep=scope.keep)),
             before_step=lambda step, index=index: before_step(index, step),
             should_stop=should_stop,
         )

@@ -15,10 +15,13 @@ import ray
 
 from cluster.directory import find_directory, start_directory
 from cluster.transport import ObjectStoreTransport
+from codistill import records
 from codistill.exchange.snapshot import Header
 from codistill.exchange.transport import SnapshotUnavailable
 from codistill.run_dir import RunDir
 from tests.contracts.publishing import KEEP, Publisher, publish, weights
+from tests.datasets import write_text
+from tests.support import final_weights, fingerprint, new_run, run_in_turns, small_spec
 
 pytestmark = pytest.mark.ray
 
@@ -110,6 +113,30 @@ def test_dropped_snapshots_give_their_memory_back(run: RunDir) -> None:
     for version in range(6):
         publish(publisher, version)
     until(lambda: KEEP - 0.5 < used_bytes() / 1.6e6 < KEEP + 0.5, limit_s=5)
+
+
+@pytest.mark.parametrize("form", ["top_k", "sampled"])
+def test_predictions_of_text_are_learnt_from_as_through_memory(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """Lockstep, bit for bit. 16 windows of 64 bytes are beyond what Ray keeps out of shared memory."""
+    write_text(run.storage)
+    monkeypatch.setenv("CODISTILL_DATA", str(run.storage))
+    spec = small_spec(
+        recipe={"kind": "text", "context": 64, "width": 8, "layers": 1, "heads": 2, "train_size": 40},
+        exchange={"currency": {"kind": "predictions", "form": form}, "interval_steps": 4},
+    )
+    stored, memory = (new_run(run.storage, spec, name) for name in ("stored", "memory"))
+    bytes_sent = run_in_turns(
+        stored,
+        connect=lambda scope: ObjectStoreTransport(scope.run, scope.index, namespace=run.storage.name, keep=scope.keep),
+    )[0]["bytes_sent"]
+    run_in_turns(memory)
+    assert bytes_sent > 3 * 100_000
+    for index in range(2):
+        found = records.values(records.read(stored, f"replica-{index}", "metrics"), "predictions/found")[1]
+        assert found[-1] > 50
+        assert fingerprint(final_weights(stored, index)) == fingerprint(final_weights(memory, index))
 
 
 def used_bytes() -> int:

@@ -1,0 +1,60 @@
+"""Replicas that become their mean, on Ray: one is killed, the other waits, and both end as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from codistill.run_dir import RunDir
+from tests.ray.running import beat, beside, create, spec_of, until
+from tests.support import final_weights, fingerprint, new_run, run_in_turns
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+STEPS, KILLED_FROM = 200, 65
+"""Exchanges after every 20 steps, checkpoints after every 50."""
+
+
+@pytest.mark.slow
+def test_one_of_two_is_killed_and_they_end_bit_for_bit_as_in_one_process(tmp_path: Path) -> None:
+    """Both methods beside each other, since most of the time goes into starting workers."""
+    specs = {
+        kind: spec_of(
+            STEPS,
+            replicas={"cpus": 0.5},
+            method={"kind": kind},
+            exchange={"mode": "lockstep", "interval_steps": 20},
+        )
+        for kind in ("local_sgd", "diloco")
+    }
+    runs = {kind: create(tmp_path, spec, kind.replace("_", "-")) for kind, spec in specs.items()}
+    with ExitStack() as stack:
+        ends = {kind: stack.enter_context(beside(run)) for kind, run in runs.items()}
+        alive = set(runs)
+        while alive:
+            kind = until(lambda: next((kind for kind in alive if steps_of(runs[kind]) >= KILLED_FROM), None))
+            os.kill(beat(runs[kind], "replica-1")["pid"], signal.SIGKILL)
+            assert steps_of(runs[kind]) < STEPS - 20, "too fast to be killed in time"
+            alive.remove(kind)
+        results = {kind: ended()["replicas"] for kind, ended in ends.items()}
+    for kind, spec in specs.items():
+        assert {name: (entry["outcome"], entry["incarnations"]) for name, entry in results[kind].items()} == {
+            "replica-0": ("succeeded", 1),
+            "replica-1": ("succeeded", 2),
+        }
+        calm = new_run(tmp_path / "calm", spec, kind.replace("_", "-"))
+        run_in_turns(calm)
+        expected = fingerprint(final_weights(calm, 0))
+        assert [fingerprint(final_weights(runs[kind], index)) for index in range(2)] == [expected] * 2, kind
+
+
+def steps_of(run: RunDir) -> int:
+    """How far replica 1 is, which in lockstep it says before each step."""
+    try:
+        return int.from_bytes((run.exchange("replica-1") / "step").read_bytes(), "little")
+    except FileNotFoundError:
+        return 0
