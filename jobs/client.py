@@ -58,10 +58,11 @@ class RemoteJob:
 class Client:
     """One service. Methods raise `ServiceUnreachable` or `ServiceRefused`."""
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, url: str = DEFAULT_URL, *, token: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         # The environment's proxies are for the outside; a service is asked directly.
-        self._http = httpx2.Client(base_url=self.url, timeout=timeout_s, trust_env=False)
+        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False)
 
     def __enter__(self) -> Client:
         return self
@@ -108,10 +109,17 @@ class Client:
         """Who taught `replica` in which step, and how stale."""
         return self._rows(job_id, "ledger", {"replica": replica}, after_step)
 
+    def alive(self) -> bool:
+        """Whether anybody answers; needs no token."""
+        return self._is_well("/healthz")
+
     def ready(self) -> bool:
         """Whether jobs can be submitted now."""
+        return self._is_well("/readyz")
+
+    def _is_well(self, path: str) -> bool:
         try:
-            self._ask("GET", "/readyz")
+            self._ask("GET", path)
         except (ServiceRefused, ServiceUnreachable):
             return False
         return True

@@ -23,6 +23,7 @@ from typing import IO, Any
 from codistill.run_dir import StorageError, read_json, write_json
 from jobs import processes
 from jobs.errors import HeadError
+from jobs.proxy import CALLBACK, CALLBACK_VARIABLE
 
 START_TIMEOUT_S = 60.0
 START_TRIES = 3
@@ -213,6 +214,7 @@ def ray_environment(head: Head) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": head.token_path,
         "RAY_USAGE_STATS_ENABLED": "0",
+        CALLBACK_VARIABLE: CALLBACK,
     }
 
 

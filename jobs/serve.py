@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,16 @@ from fastapi import FastAPI
 from ray import serve
 
 from codistill.capacity import Node, nodes_from_ray
+from jobs.door import DoorRules
 from jobs.manager import Manager
 from jobs.manager_loop import ManagerLoop
 from jobs.routes import build_api
 from jobs.routes.backend import Backend
 from jobs.runner import connect_runner
+from jobs.serve_settings import Settings
 from jobs.store import Store
 
 APP_NAME = "codistill"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Where the service keeps its things."""
-
-    store_url: str
-    storage: str
-    data_home: str
-    """Where every node finds the data sets."""
 
 
 def living_nodes() -> list[Node]:
@@ -81,8 +72,9 @@ class ApiDeployment:
         self._settings, self._manager = settings, manager
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        store = Store.open(self._settings.store_url)
-        return build_api(Backend(store, Path(self._settings.storage), living_nodes))
+        store, listen = Store.open(self._settings.store_url), self._settings.listen
+        rules = DoorRules(needs_token=listen.needs_token, hosts=frozenset(listen.names))
+        return build_api(Backend(store, Path(self._settings.storage), living_nodes, rules))
 
 
 def application(settings: Settings) -> Any:
@@ -100,9 +92,10 @@ def attach(address: str, directory: Path) -> None:
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace=APP_NAME)
 
 
-def deploy(settings: Settings, port: int) -> None:
+def deploy(settings: Settings) -> None:
     """Put the service on the attached cluster, or replace the one that is there, and wait until it runs."""
-    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    listen = settings.listen
+    serve.start(proxy_location="HeadOnly", http_options={"host": listen.host, "port": listen.port})
     serve.run(application(settings), name=APP_NAME, route_prefix="/")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from jobs.cli import compare, data, demo, local, remote, server, watch
+from jobs.cli import compare, data, demo, local, remote, server, token, watch
 
 app = typer.Typer(
     name="codistill",
@@ -38,3 +38,4 @@ for verb in (
 
 app.add_typer(data.data, name="data")
 app.add_typer(data.register, name="register")
+app.add_typer(token.token, name="token")

@@ -19,6 +19,7 @@ class Format(StrEnum):
 
     TABLE = "table"
     JSON = "json"
+    YAML = "yaml"
 
 
 def say(words: str) -> None:
@@ -33,6 +34,16 @@ def emit(data: str) -> None:
 
 def emit_json(value: Any) -> None:
     emit(json.dumps(value, indent=2))
+
+
+def emit_data(value: Any, output: Format) -> None:
+    """As JSON or YAML."""
+    if output is Format.YAML:
+        import yaml
+
+        emit(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).rstrip())
+    else:
+        emit_json(value)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -50,6 +61,13 @@ def plain(text: str) -> str:
 def home() -> Path:
     """Where this user's service, runs and demos live."""
     return Path(os.environ.get("CODISTILL_HOME") or Path.home() / ".codistill").expanduser().absolute()
+
+
+def database_url() -> str:
+    """Where the service of this user keeps its jobs: CODISTILL_DATABASE, or a file in the home."""
+    from jobs.head import service_dir
+
+    return os.environ.get("CODISTILL_DATABASE") or f"sqlite:///{service_dir(home()) / 'jobs.db'}"
 
 
 def service_url() -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,10 +17,11 @@ import typer
 
 from codistill.data.home import data_home
 from jobs.cli.exits import CommandError, Exit
-from jobs.cli.output import home, say
+from jobs.cli.output import database_url, home, say
 
 if TYPE_CHECKING:
     from jobs.head import Head, HeadSize
+    from jobs.serve_settings import Listen
 
 READY_TIMEOUT_S = 60.0
 HEAD_CHECK_S = 1.0
@@ -29,7 +32,15 @@ def serve(
     on: Annotated[
         str | None, typer.Option(help="Address of a running Ray cluster [default: start one here]", metavar="ADDRESS")
     ] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the service, on loopback")] = DEFAULT_PORT,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the service")] = DEFAULT_PORT,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but loopback needs tokens (codistill token create)")
+    ] = "127.0.0.1",
+    host_name: Annotated[
+        list[str] | None,
+        typer.Option(help="A name under which the service is reached, besides --host; once for each", metavar="NAME"),
+    ] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Ask for a token on loopback, too")] = False,
     storage: Annotated[
         Path | None,
         typer.Option(help="Run directories; every node must see it [default: runs in CODISTILL_HOME]", metavar="DIR"),
@@ -44,15 +55,24 @@ def serve(
     from jobs import head as heads
 
     directory = _prepare_storage(storage)
+    listen = _listen(host, port, host_name or (), tokens=tokens)
     with heads.only_one(home()):
-        _check_store(home())
+        _check_store(needs_token=listen.needs_token)
         if on is None:
             size = heads.HeadSize(cpus or float(os.cpu_count() or 1), object_store_bytes=object_store_mb << 20)
             own, moved = _own_head(size, port)
-            return _serve_on(own.address, port, directory, restart=moved, own=own)
+            return _serve_on(own.address, listen, directory, restart=moved, own=own)
         _refuse_taken(port)
         _refuse_silent(on)
-        return _serve_on(on, port, directory, restart=False, own=None)
+        return _serve_on(on, listen, directory, restart=False, own=None)
+
+
+def _listen(host: str, port: int, names: Sequence[str], *, tokens: bool) -> Listen:
+    from jobs.door import LOOPBACK_HOSTS, is_loopback
+    from jobs.serve_settings import Listen
+
+    known = {name.lower() for name in names} | LOOPBACK_HOSTS | {host.lower()}
+    return Listen(host, port, tuple(sorted(known)), needs_token=tokens or not is_loopback(host))
 
 
 def _prepare_storage(given: Path | None) -> Path:
@@ -64,17 +84,20 @@ def _prepare_storage(given: Path | None) -> Path:
     return directory
 
 
-def _store_url() -> str:
-    from jobs.head import service_dir
-
-    return f"sqlite:///{service_dir(home()) / 'jobs.db'}"
-
-
-def _check_store(where: Path) -> None:
-    """Bring the store to its newest schema here, where its errors can be said."""
+def _check_store(*, needs_token: bool) -> None:
+    """Bring the store to its newest schema here, where its errors can be said; and refuse a door without a key."""
     from jobs.store import Store
 
-    Store.open(_store_url()).close()
+    store = Store.open(database_url())
+    try:
+        if needs_token and not store.accounts.any_active():
+            raise CommandError(
+                "beyond loopback everybody who finds the port could come in, and there is no token yet; make one with:"
+                " codistill token create OWNER",
+                Exit.USAGE,
+            )
+    finally:
+        store.close()
 
 
 def _own_head(size: HeadSize, port: int) -> tuple[Head, bool]:
@@ -125,9 +148,10 @@ def _refuse_silent(address: str) -> None:
         raise CommandError(f"no Ray cluster answers at {address}: {error}", Exit.UNAVAILABLE) from None
 
 
-def _serve_on(address: str, port: int, storage: Path, *, restart: bool, own: Head | None) -> int:
+def _serve_on(address: str, listen: Listen, storage: Path, *, restart: bool, own: Head | None) -> int:
     from jobs import serve as service
     from jobs.head import service_dir
+    from jobs.serve_settings import Settings
 
     try:
         service.attach(address, service_dir(home()))
@@ -141,10 +165,10 @@ def _serve_on(address: str, port: int, storage: Path, *, restart: bool, own: Hea
     signal.signal(signal.SIGINT, lambda *_: (interrupted.set(), ended.set()))
     if restart:
         service.withdraw()
-    service.deploy(service.Settings(_store_url(), str(storage), str(data_home())), port)
-    _wait_ready(f"http://127.0.0.1:{port}", ended)
+    service.deploy(Settings(database_url(), str(storage), str(data_home()), listen))
+    _wait_ready(listen.own_url, ended)
     if not ended.is_set():
-        say(f"codistill serves at http://127.0.0.1:{port}; run directories in {storage}")
+        say(f"codistill serves at {listen.own_url}; run directories in {storage}")
         say("next: codistill submit SPEC | codistill list")
     _until_ended(ended, own)
     service.withdraw()
@@ -171,11 +195,13 @@ def _last_line(error: Exception) -> str:
 
 
 def _wait_ready(url: str, ended: threading.Event) -> None:
+    """Until the routes answer, which needs no token, and a manager is at work, which the store knows."""
     from jobs.client import Client
+    from jobs.store import Store
 
-    give_up = time.monotonic() + READY_TIMEOUT_S
-    with Client(url) as client:
-        while not ended.is_set() and not client.ready():
+    give_up, store = time.monotonic() + READY_TIMEOUT_S, Store.open(database_url())
+    with Client(url) as client, contextlib.closing(store):
+        while not ended.is_set() and not (client.alive() and store.lease.is_held()):
             if time.monotonic() > give_up:
                 raise CommandError(f"the service does not answer at {url}; is its port right?", Exit.UNAVAILABLE)
             time.sleep(0.1)

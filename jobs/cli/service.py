@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +19,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job")]
 def connect(url: str | None) -> Client:
     from jobs.client import Client
 
-    return Client(url or service_url())
+    return Client(url or service_url(), token=os.environ.get("CODISTILL_TOKEN"))
 
 
 def why(status: dict[str, Any]) -> str:

@@ -16,7 +16,6 @@ from jobs.routes.backend import Backend, Reader
 from jobs.status import RESERVING, State
 from jobs.store import Filter
 
-
 MAX_INTEGER = 2**63 - 1
 """What a database and a table can compare with."""
 

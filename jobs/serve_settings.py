@@ -1,0 +1,33 @@
+"""What the service is told when it is put on a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where the service is reached, and how strict its door is."""
+
+    host: str
+    port: int
+    names: tuple[str, ...]
+    """Names under which it may be asked."""
+    needs_token: bool
+
+    @property
+    def own_url(self) -> str:
+        """As this machine reaches it."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104  the address is compared
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the service keeps its things, and where it listens."""
+
+    store_url: str
+    storage: str
+    data_home: str
+    """Where every node finds the data sets."""
+    listen: Listen
