@@ -10,9 +10,8 @@ import itertools
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 
 from codistill.batch import Batch
-from codistill.exchange.transport import connect_files
+from codistill.exchange.transport import FilesTransport, connect_files
 from codistill.peers import PeerTeachers
 from codistill.recipes import Recipe
 from codistill.run_dir import RunDir
@@ -105,15 +104,6 @@ def _settle(core: int) -> None:
     torch.set_num_threads(1)
 
 
-def in_turns(arms: Mapping[str, OpenArm], *, steps: int, core: int) -> dict[str, list[float]]:
-    """Seconds per step of each arm, chunk by chunk; as many rounds as there is time for."""
-    with ExitStack() as stack:
-        contenders = {name: Contender(open_arm, core) for name, open_arm in arms.items()}
-        for contender in contenders.values():
-            stack.callback(contender.close)
-        return interleaved_for({name: partial(c.chunk, steps) for name, c in contenders.items()}, steps)
-
-
 def interleaved_for(chunks: Mapping[str, Callable[[], float]], steps: int) -> dict[str, list[float]]:
     """Rounds that take `IN_ALL_S` together, and seven at least."""
     round_s = sum(chunk() * steps for chunk in chunks.values())
@@ -151,13 +141,35 @@ def new_job(storage: Path, job: str, size: int, **change: Any) -> RunDir:
     return run
 
 
-def open_replica(run: RunDir, index: int, recipe_name: str, size: int, *, asks: bool = True) -> Arm:
-    """A replica of the product. Where it asks nobody, snapshots are published, fetched, checked and swapped in as ever,
-    and no teacher is shown a batch."""
-    if not asks:
-        PeerTeachers.outputs = lambda self, batch: []  # pyright: ignore[reportAttributeAccessIssue]
+def open_replica(run: RunDir, index: int, recipe_name: str, size: int) -> Arm:
+    """A replica of the product."""
     recipe = recipe_of(recipe_name)
     return replica(run, index, recipe, held_batches(recipe, size), connect_files)
+
+
+EXCHANGE: tuple[tuple[Any, str], ...] = (
+    (PeerTeachers, "before_step"),
+    (PeerTeachers, "after_step"),
+    (FilesTransport, "poll"),
+)
+"""All that is called of it: by the training thread, and by the helper of its own accord."""
+ASKING: tuple[tuple[Any, str], ...] = ((PeerTeachers, "outputs"),)
+
+
+def without(calls: Sequence[tuple[Any, str]], chunk: Callable[[], float]) -> Callable[[], float]:
+    """`chunk` while these calls of this process do nothing and find nobody."""
+
+    def still() -> float:
+        present = [getattr(owner, name) for owner, name in calls]
+        for owner, name in calls:
+            setattr(owner, name, lambda *_: {})
+        try:
+            return chunk()
+        finally:
+            for (owner, name), call in zip(calls, present, strict=True):
+                setattr(owner, name, call)
+
+    return still
 
 
 def train_for_ever(run: RunDir, index: int, recipe_name: str, size: int) -> None:
@@ -171,4 +183,3 @@ PAIR: dict[str, Any] = {
     "replicas": {"count": 2},
     "exchange": {"interval_steps": INTERVAL_STEPS},
 }
-ALONE: dict[str, Any] = {"method": {"kind": "solo"}, "replicas": {"count": 1}}

@@ -1,9 +1,11 @@
 """What one teacher costs: `python -m tests.benchmarks.teacher_tax`.
 
-A replica of the product with one peer, beside the same training alone, and beside mutual learning written out bare: two
-nets in one process, per step of a model. As Zhang et al. (2018, Algorithm 1) have it, each net learns from what the
-other says *after* its own update (fresh logits): one more forward a step, as here. With both updated at once from the
-same forwards (shared logits) mutual learning takes none; that is the floor, and out of reach for models in two places.
+A replica of the product with one peer, beside the same replica while the exchange stands still, and beside mutual
+learning written out bare: two nets, per step of a model; all in turns on one thread of one process, since two processes
+of the same training differ by more than is to be seen. As Zhang et al. (2018, Algorithm 1) have it, each net learns
+from what the other says *after* its own update (fresh logits): one more forward a step, as here. With both updated at
+once from the same forwards (shared logits) mutual learning takes none; that is the floor, and out of reach for models
+in two places.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -20,17 +23,19 @@ from torch import Tensor
 
 from codistill.batch import as_outputs
 from tests.benchmarks.contenders import (
-    ALONE,
+    ASKING,
+    EXCHANGE,
     INTERVAL_STEPS,
     PAIR,
     first_recipe,
     held_batches,
-    in_turns,
+    interleaved_for,
     new_job,
     open_replica,
     recipe_of,
     train_for_ever,
     two_cores,
+    without,
     working,
 )
 from tests.benchmarks.report import beside_first, table
@@ -38,18 +43,20 @@ from tests.benchmarks.training import Arm
 
 
 def main() -> None:
-    (name, size), (core, other) = first_recipe(), two_cores()
+    (name, size), (_, other) = first_recipe(), two_cores()
     with tempfile.TemporaryDirectory() as folder:
-        storage = Path(folder)
-        pair, alone = new_job(storage, "pair", size, **PAIR), new_job(storage, "alone", size, **ALONE)
-        arms = {
-            "one teacher": partial(open_replica, pair, 0, name, size),
-            "alone": partial(open_replica, alone, 0, name, size),
-            "mutual learning, fresh logits": partial(mutual_learning, name, size, fresh=True),
-            "mutual learning, shared logits": partial(mutual_learning, name, size, fresh=False),
-        }
-        with working(partial(train_for_ever, pair, 1, name, size), other):
-            taken = in_turns(arms, steps=INTERVAL_STEPS, core=core)
+        pair = new_job(Path(folder), "pair", size, **PAIR)
+        peer = partial(train_for_ever, pair, 1, name, size)
+        with working(peer, other), closing(open_replica(pair, 0, name, size)) as replica:
+            interval = partial(replica.chunk, INTERVAL_STEPS)
+            fresh, shared = (mutual_learning(name, size, fresh=fresh) for fresh in (True, False))
+            chunks = {
+                "one teacher": interval,
+                "alone": without([*EXCHANGE, *ASKING], interval),
+                "mutual learning, fresh logits": without(EXCHANGE, partial(fresh.chunk, INTERVAL_STEPS)),
+                "mutual learning, shared logits": without(EXCHANGE, partial(shared.chunk, INTERVAL_STEPS)),
+            }
+            taken = interleaved_for(chunks, INTERVAL_STEPS)
     title = (
         f"Teacher tax, {name}, batch {size}: one step of a model"
         " (aims: one teacher takes <= 1.40 of alone, <= 1.05 of mutual learning with fresh logits)"

@@ -52,6 +52,7 @@ class Arm:
     """A training that goes on a few steps at a time."""
 
     advance: Callable[[], None]
+    close: Callable[[], None] = lambda: None
 
     def chunk(self, steps: int) -> float:
         """Seconds per step of the next few."""
@@ -167,7 +168,7 @@ def replica(run: RunDir, index: int, recipe: Recipe, held: Sequence[Batch], conn
         next(turns)
         next(turns)
 
-    return Arm(advance)
+    return Arm(advance, turns.close)
 
 
 def framework_rows(name: str, recipe: Recipe, held: Sequence[Batch], size: int) -> list[Sequence[str]]:
