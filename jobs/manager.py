@@ -82,13 +82,15 @@ class Manager:
     # ---- admission
 
     def _admit(self, lease: int) -> None:
-        queued = self._store.in_states([State.QUEUED])
+        queued = self._store.standings([State.QUEUED])
         if not queued:
             return
-        answer = admit(queued, self._store.in_states(RESERVING), self._nodes())
-        for job in answer.admitted:
-            self._guarded(job, lambda job=job: self._store.move(job, State.ADMITTED, lease=lease))
-        first, why = answer.next, answer.waits_for
+        answer = admit(queued, self._store.standings(RESERVING), self._nodes())
+        for job in map(self._store.get, [standing.id for standing in answer.admitted]):
+            if job is not None:
+                self._guarded(job, lambda job=job: self._store.move(job, State.ADMITTED, lease=lease))
+        first = None if answer.next is None else self._store.get(answer.next.id)
+        why = answer.waits_for
         if first is not None and why is not None and why != first.reason:
             self._guarded(first, lambda: self._store.explain_wait(first, why, lease=lease))
 

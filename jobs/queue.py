@@ -8,27 +8,45 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from codistill.capacity import Demand, Node, remaining, shortage
-from jobs.job import Job, Reason
+from jobs.job import Reason
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the order of the queue depends on, of one job: little, since thousands may wait."""
+
+    seq: int
+    id: str
+    name: str
+    owner: str
+    priority: int
+    ranks: int
+    cpus: float
+    gpus: float
+
+    @property
+    def demand(self) -> Demand:
+        return Demand(self.ranks, self.cpus, self.gpus)
 
 
 @dataclass(frozen=True)
 class Admission:
     """Who may begin now, and what the first of those who may not is short of."""
 
-    admitted: Sequence[Job]
-    next: Job | None = None
+    admitted: Sequence[Standing]
+    next: Standing | None = None
     waits_for: Reason | None = None
 
 
-def in_turn(queued: Sequence[Job], holding: Sequence[Job], nodes: Sequence[Node]) -> list[Job]:
+def in_turn(queued: Sequence[Standing], holding: Sequence[Standing], nodes: Sequence[Node]) -> list[Standing]:
     """Higher priority first. Among equals it is the turn of whoever's owner has the smallest dominant share of the
     cluster (Ghodsi et al. 2011), with all that goes before; an owner's own jobs go in order of submission."""
     shares: dict[str, float] = defaultdict(float)
     for job in holding:
         shares[job.owner] += dominant_share(job.demand, nodes)
-    ordered: list[Job] = []
+    ordered: list[Standing] = []
     for priority in sorted({job.priority for job in queued}, reverse=True):
-        waiting: dict[str, deque[Job]] = defaultdict(deque)
+        waiting: dict[str, deque[Standing]] = defaultdict(deque)
         for job in sorted(queued, key=lambda job: job.seq):
             if job.priority == priority:
                 waiting[job.owner].append(job)
@@ -51,11 +69,11 @@ def dominant_share(demand: Demand, nodes: Sequence[Node]) -> float:
     return max(by_cpu, demand.ranks * demand.gpus / gpus if gpus else 0.0)
 
 
-def admit(queued: Sequence[Job], holding: Sequence[Job], nodes: Sequence[Node]) -> Admission:
+def admit(queued: Sequence[Standing], holding: Sequence[Standing], nodes: Sequence[Node]) -> Admission:
     """In turn, as far as there is room: whoever does not fit holds up all behind it, so that a large job is never
     starved."""
     reserved = [job.demand for job in holding]
-    admitted: list[Job] = []
+    admitted: list[Standing] = []
     for job in in_turn(queued, holding, nodes):
         short = shortage(job.demand, remaining(nodes, reserved))
         if short is not None:
@@ -65,6 +83,6 @@ def admit(queued: Sequence[Job], holding: Sequence[Job], nodes: Sequence[Node]) 
     return Admission(admitted)
 
 
-def positions(queued: Sequence[Job], holding: Sequence[Job], nodes: Sequence[Node]) -> Mapping[str, int]:
+def positions(queued: Sequence[Standing], holding: Sequence[Standing], nodes: Sequence[Node]) -> Mapping[str, int]:
     """Of each job that waits, by its id, how many are before it, and 1."""
     return {job.id: place for place, job in enumerate(in_turn(queued, holding, nodes), start=1)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,6 +21,7 @@ from jobs.callers import LOCAL, Caller
 from jobs.database import Database
 from jobs.job import Job, Reason, Transition, new_job_id
 from jobs.lease import Lease
+from jobs.queue import Standing
 from jobs.status import TERMINAL, State, check
 from jobs.tables import IDEMPOTENCY, JOBS, LEASE, TRANSITIONS
 
@@ -146,6 +147,13 @@ class Store:
         query = sa.select(JOBS).where(JOBS.c.state.in_([s.value for s in states])).order_by(JOBS.c.seq)
         with self._database.transaction() as connection:
             return [_job(row) for row in connection.execute(query)]
+
+    def standings(self, states: Iterable[State]) -> list[Standing]:
+        """Of all jobs in any of `states` what the order of the queue depends on, oldest first."""
+        columns = [JOBS.c[one.name] for one in fields(Standing)]
+        query = sa.select(*columns).where(JOBS.c.state.in_([s.value for s in states])).order_by(JOBS.c.seq)
+        with self._database.transaction() as connection:
+            return [Standing(*row) for row in connection.execute(query)]
 
     def transitions(self, job_id: str) -> list[Transition]:
         query = sa.select(TRANSITIONS).where(TRANSITIONS.c.job_id == job_id).order_by(TRANSITIONS.c.seq)

@@ -54,7 +54,7 @@ class Backend:
 
     def places(self) -> dict[str, int]:
         """Of each job that waits, by its id, its place in the queue, counted from 1."""
-        queued, holding = self.store.in_states([State.QUEUED]), self.store.in_states(RESERVING)
+        queued, holding = self.store.standings([State.QUEUED]), self.store.standings(RESERVING)
         return dict(positions(queued, holding, self.nodes()))
 
 

@@ -59,7 +59,7 @@ def reading_routes(backend: Backend) -> APIRouter:
     @router.get("/queue", response_model=shapes.Queue)
     def queue(caller: Reader) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         """Who waits, in the order in which they will be admitted, and what is reserved."""
-        queued, holding = backend.store.in_states([State.QUEUED]), backend.store.in_states(RESERVING)
+        queued, holding = backend.store.standings([State.QUEUED]), backend.store.standings(RESERVING)
         nodes = backend.nodes()
         ordered = in_turn(queued, holding, nodes)
         places = {job.id: place for place, job in enumerate(ordered, start=1)}

@@ -28,7 +28,12 @@ SPEC_EXAMPLE = {
 SPEC_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": {"type": "object"}, "examples": {"two": {"value": SPEC_EXAMPLE}}}},
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/JobSpec"},
+                "examples": {"two": {"value": SPEC_EXAMPLE}},
+            }
+        },
     }
 }
 """A spec as a body: it is parsed by us and not by the framework, so that errors name the key and what is allowed."""

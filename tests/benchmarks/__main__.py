@@ -20,6 +20,7 @@ ALL = (
     "publish",
     "fetch_swap",
     "startup",
+    "service_load",
     "many_replicas",
 )
 

@@ -9,23 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codistill.capacity import Node
-from jobs.job import Job
-from jobs.queue import admit, dominant_share, in_turn, positions
-from jobs.status import State
-from tests.unit.jobs.fakes import job
+from jobs.queue import Standing, admit, dominant_share, in_turn, positions
 
 TWO = [Node(2.0, 0.0)]
 
 
-def waits(name: str, ranks: int = 1, *, seq: int = 0, owner: str = "ann", priority: int = 0, gpus: float = 0.0) -> Job:
-    return job(State.QUEUED, id=name, seq=seq, owner=owner, priority=priority, ranks=ranks, gpus=gpus)
+def waits(
+    name: str, ranks: int = 1, *, seq: int = 0, owner: str = "ann", priority: int = 0, gpus: float = 0.0
+) -> Standing:
+    return Standing(seq, name, name, owner, priority, ranks, 1.0, gpus)
 
 
-def runs(ranks: int, owner: str = "ann") -> Job:
-    return job(State.RUNNING, id="runs", owner=owner, ranks=ranks)
+def runs(ranks: int, owner: str = "ann") -> Standing:
+    return waits("runs", ranks, owner=owner)
 
 
-def names(jobs: list[Job]) -> str:
+def names(jobs: list[Standing]) -> str:
     return "".join(job.id for job in jobs)
 
 

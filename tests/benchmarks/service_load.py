@@ -1,0 +1,153 @@
+"""What the service bears: `python -m tests.benchmarks.service_load`.
+
+A real service with a head of its own. Twenty clients submit a thousand jobs between them, the next one is refused; the
+queue is listed and polled; then a job trains alone and under five polls a second.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from jobs.client import Client, ServiceRefused
+from jobs.status import State
+from tests.benchmarks.report import seconds, spread, table
+from tests.service.running import Service, spec_of
+
+CLIENTS, JOBS, POLLS, CONNECTIONS = 20, 1000, 2000, 50
+CALM_S, ROUNDS, POLLS_PER_S = 8.0, 4, 5
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder, served(Path(folder) / "home") as service:
+        # It holds both CPUs, so that all others wait.
+        first = service.client.submit(spec_of("first", 10**6, replicas={"count": 2, "cpus": 1.0})).id
+        service.wait_state(first, State.RUNNING)
+        rows = submit_rows(service) + poll_rows(service, first)
+        print(table("The queue, while a job trains", ["what", "measured", "aim"], rows), flush=True)
+        for job in waiting(service):
+            service.client.cancel(job)
+        print(
+            table("Training under polls", ["", "steps/s: median (range)", "of unpolled"], training_rows(service, first))
+        )
+        service.client.cancel(first)
+
+
+@contextmanager
+def served(home: Path) -> Iterator[Service]:
+    home.mkdir()
+    service = Service(home)
+    service.start()
+    try:
+        yield service
+    finally:
+        service.down()
+
+
+def submit_rows(service: Service) -> list[list[str]]:
+    taken: list[float] = []
+    waits = spec_of("waits", 100, replicas={"count": 2, "cpus": 1.0})
+
+    def submit(_: int) -> None:
+        with Client(service.client.url, timeout_s=60) as client:
+            for _ in range(JOBS // CLIENTS):
+                taken.append(seconds(lambda: client.submit(waits)))
+
+    all_s = seconds(lambda: in_parallel(CLIENTS, submit))
+    try:
+        service.client.submit(waits)
+        refused = "accepted"
+    except ServiceRefused as error:
+        refused = f"{error.status} {error.code}"
+    return [
+        [f"{JOBS} jobs from {CLIENTS} clients, all on the disk", f"{all_s:.1f} s", "<= 60 s"],
+        ["one submission: median, 99th percentile", percentiles(taken), "<= 1 s"],
+        [f"job {JOBS + 1}", refused, "429"],
+    ]
+
+
+def poll_rows(service: Service, running: str) -> list[list[str]]:
+    polls: list[float] = []
+
+    def poll(_: int) -> None:
+        with Client(service.client.url, timeout_s=60) as client:
+            for _ in range(POLLS // CONNECTIONS):
+                polls.append(seconds(lambda: client.show(running)))
+
+    all_s = seconds(lambda: in_parallel(CONNECTIONS, poll))
+    pages = [seconds(lambda: service.client.list(limit=50)) for _ in range(40)]
+    return [
+        [f"{POLLS} polls of it over {CONNECTIONS} connections", f"{POLLS / all_s:.0f} a second", ">= 100 idle"],
+        ["one poll: median, 99th percentile", percentiles(polls), "<= 300 ms"],
+        ["a page of the queue: median, 99th percentile", percentiles(pages), "<= 200 ms"],
+    ]
+
+
+def training_rows(service: Service, job: str) -> list[list[str]]:
+    """In turns, since the machine drifts."""
+    alone: list[float] = []
+    polled: list[float] = []
+    for _ in range(ROUNDS):
+        alone.append(speed(service, job))
+        done = threading.Event()
+        poller = threading.Thread(target=poll_steadily, args=(service, job, done))
+        poller.start()
+        polled.append(speed(service, job))
+        done.set()
+        poller.join()
+    ratios = [with_polls / without for with_polls, without in zip(polled, alone, strict=True)]
+    return [
+        ["unpolled", spread(alone, ".0f"), "1"],
+        [f"{POLLS_PER_S} polls a second (aim: >= 0.95)", spread(polled, ".0f"), spread(ratios, ".2f")],
+    ]
+
+
+def poll_steadily(service: Service, job: str, done: threading.Event) -> None:
+    with Client(service.client.url) as client:
+        while not done.wait(1 / POLLS_PER_S):
+            client.show(job)
+
+
+def speed(service: Service, job: str) -> float:
+    """Steps a second of both replicas, by their own heartbeats."""
+    before = steps(service, job)
+    time.sleep(CALM_S)
+    after = steps(service, job)
+    return sum((after[name][0] - step) / (after[name][1] - at) for name, (step, at) in before.items())
+
+
+def steps(service: Service, job: str) -> dict[str, tuple[int, float]]:
+    beats = service.run_of(job).read_heartbeats(1)
+    return {name: (int(beat["step"]), float(beat["time"])) for name, beat in beats.items()}
+
+
+def waiting(service: Service) -> list[str]:
+    found: list[str] = []
+    cursor: int | None = None
+    while True:
+        page = service.client.list(limit=500, state=State.QUEUED, cursor=cursor)
+        found += [item["id"] for item in page["items"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return found
+
+
+def in_parallel(count: int, work: Callable[[int], None]) -> None:
+    with ThreadPoolExecutor(count) as pool:
+        for done in [pool.submit(work, number) for number in range(count)]:
+            done.result()
+
+
+def percentiles(taken_s: Sequence[float]) -> str:
+    cuts = statistics.quantiles(taken_s, n=100)
+    return f"{1000 * cuts[49]:.0f} ms, {1000 * cuts[98]:.0f} ms"
+
+
+if __name__ == "__main__":
+    main()
