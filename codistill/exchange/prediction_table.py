@@ -6,6 +6,7 @@ goes on where it was; what it said before stays until it is said anew.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -54,10 +55,13 @@ class PredictionTable:
         """For samples `ids` [N] int64, on the CPU."""
         at, known = self._places_of(ids.numpy())
         found, made_at = torch.from_numpy(known), torch.zeros(len(ids), dtype=torch.int64)
-        said = torch.zeros(len(ids), *self._form.places, self._form.classes).log_softmax(-1)
         rows = self._rows.at(at[known])
-        said[found] = unpacked(self._form, rows.columns)
         made_at[found] = torch.from_numpy(rows.made_at)
+        known_of = unpacked(self._form, rows.columns)
+        if known.all():
+            return Answers(known_of, found, made_at)
+        said = torch.full((len(ids), *self._form.places, self._form.classes), -math.log(self._form.classes))
+        said[found] = known_of
         return Answers(said, found, made_at)
 
     def tensors(self) -> dict[str, Tensor]:

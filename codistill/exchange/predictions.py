@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from codistill.exchange.draws import drawn
 from codistill.exchange.snapshot import Array
 from codistill.spec import Currency, Predictions
 
@@ -142,13 +143,17 @@ def form_of(asked: Currency, classes: int, places: tuple[int, ...]) -> Form | No
 
 
 def packed(form: Form, logits: Tensor, uniforms: Tensor | None = None) -> Columns:
-    """The columns of `logits` [n, *places, classes]. `sampled` draws by `uniforms` [n, count x draws] in [0, 1)."""
-    n = len(logits)
-    log_probabilities = logits.detach().float().reshape(n, form.count, form.classes).log_softmax(-1)
+    """The columns of `logits` [n, *places, classes]. `sampled` draws by `uniforms` [n, count x draws] in [0, 1).
+
+    Draws ascend, so that repetitions lie together; but for those of what is no distribution, the last class before
+    others, so that `are_distributions` tells them from draws.
+    """
+    n, values = len(logits), logits.detach().float().reshape(len(logits), form.count, form.classes)
     match form.kind:
         case "dense":
-            return {"log_probabilities": _half(log_probabilities).reshape(n, -1)}
+            return {"log_probabilities": _half(values.log_softmax(-1)).reshape(n, -1)}
         case "top_k":
+            log_probabilities = values.log_softmax(-1)
             top, classes = log_probabilities.topk(form.size, dim=-1)
             rest = log_probabilities.scatter(-1, classes, -math.inf).logsumexp(-1)
             named = classes.cpu().numpy().astype(form.class_type)
@@ -159,11 +164,11 @@ def packed(form: Form, logits: Tensor, uniforms: Tensor | None = None) -> Column
             }
         case "sampled":
             assert uniforms is not None
-            heights = log_probabilities.double().exp().cumsum(-1)
-            heights = (heights / heights[..., -1:]).cpu()
-            drawn = torch.searchsorted(heights, uniforms.double().reshape(n, form.count, form.size), right=True)
-            # Ascending, so that repetitions lie together.
-            return {"draws": np.sort(drawn.numpy().astype(form.class_type), axis=-1).reshape(n, -1)}
+            probabilities = values.flatten(0, 1).softmax(-1)
+            draws = drawn(probabilities, uniforms.reshape(-1, form.size)).numpy().astype(form.class_type)
+            draws.sort(axis=-1)
+            draws[probabilities[:, 0].isnan().cpu().numpy()] = [form.classes - 1] + [0] * (form.size - 1)
+            return {"draws": draws.reshape(n, -1)}
         case _:
             assert_never(form.kind)
 
@@ -181,22 +186,24 @@ def unpacked(form: Form, columns: Columns) -> Tensor:
             named = _long(columns["classes"], form)
             whole = others.expand(-1, -1, form.classes).scatter(-1, named, parts[..., :-1])
         case "sampled":
-            drawn = _long(columns["draws"], form)
-            counts = torch.zeros(len(drawn), form.count, form.classes)
-            counts.scatter_add_(-1, drawn, torch.ones(drawn.shape))
-            whole = (counts / form.size).log().clamp(min=LOWEST)
+            named = _long(columns["draws"], form)
+            whole = torch.zeros(len(named), form.count, form.classes)
+            counts = whole.scatter_add_(-1, named, torch.ones(named.shape)).gather(-1, named)
+            # Logarithms of what was drawn alone, which is little of the whole.
+            whole.fill_(LOWEST).scatter_(-1, named, (counts / form.size).log())
         case _:
             assert_never(form.kind)
     return whole.reshape(-1, *form.places, form.classes)
 
 
 def are_distributions(form: Form, columns: Columns) -> bool:
-    """Whether every row is finite, adds up to 1 as far as float16 allows, and names classes that exist."""
+    """Whether each row is finite, adds up to 1 as far as float16 allows, names classes that exist; and draws ascend."""
     classes = columns.get("classes", columns.get("draws"))
     if classes is not None and classes.size and int(classes.max()) >= form.classes:
         return False
     if form.kind == "sampled":
-        return True
+        draws = columns["draws"].reshape(-1, form.size)
+        return bool(np.all(draws[:, 1:] >= draws[:, :-1]))
     named = ["log_probabilities", "log_rest"] if form.kind == "top_k" else ["log_probabilities"]
     masses = sum(
         np.exp(columns[name].astype(np.float32)).reshape(-1, form.columns[name][1] // form.count).sum(-1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from codistill.exchange.clock import PublishRule
+from codistill.exchange.draws import drawn
 from codistill.exchange.gate import Verdict
 from codistill.exchange.prediction_records import NAME, OfPredictions, from_arrays, of_all_ranks, to_arrays
 from codistill.exchange.prediction_table import PredictionTable
@@ -110,6 +112,24 @@ def test_sampled_is_right_in_the_mean() -> None:
     assert ((mean - p).abs() <= 3 * sigma).all()
     biased = unpacked(Form("top_k", 40, size=10), columns_of(Form("top_k", 40, size=10), logits)).double().exp()[0]
     assert ((biased - p).abs() > 3 * sigma).any(), "what this test would not let pass"
+
+
+@pytest.mark.parametrize("classes", [300, 5000], ids=["at once", "by blocks"])
+def test_the_middle_of_the_share_of_a_class_draws_it(classes: int) -> None:
+    """Masses in 2^-14ths, so that sums are exact; many classes have none."""
+    parts = torch.randint(0, 4, (2, classes), generator=torch.Generator().manual_seed(1)).double()
+    parts[:, : classes // 4] = 0
+    parts[:, -100:] = 0
+    ends = parts.cumsum(-1)
+    for row in range(2):
+        possible = parts[row].nonzero().squeeze(1)
+        middles = (ends[row] - parts[row] / 2)[possible] / ends[row, -1]
+        numbers = torch.cat([torch.tensor([0.0]), middles, torch.tensor([1 - 2**-24])])
+        expected = [possible[0].item(), *possible.tolist(), possible[-1].item()]
+        assert drawn((parts[row] / 2**14).float()[None], numbers[None])[0].tolist() == expected
+    numbers = torch.tensor([[0.3], [0.8]])
+    expected = (ends <= numbers.double() * ends[:, -1:]).sum(-1, keepdim=True)
+    assert drawn((parts / 2**14).float(), numbers).tolist() == expected.tolist(), "each row by its own numbers"
 
 
 @every_form
@@ -243,6 +263,20 @@ def test_what_is_no_distribution_is_refused(form: Form, name: str, value: float)
     assert gate.judge(gate.describe(SnapshotId(0, 1, 0, 3), arrays, 0.0), arrays) is Verdict.NON_FINITE
 
 
+@pytest.mark.parametrize("classes", [5, 256, 4000])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", ["dense", "sampled"])
+def test_what_a_broken_replica_says_is_refused(kind: Literal["dense", "sampled"], value: float, classes: int) -> None:
+    form, logits = Form(kind, classes, (3,), 2 if kind == "sampled" else 0), torch.zeros(2, 3, classes)
+    logits[1, 2, 1] = value
+    columns = columns_of(form, logits)
+    rows = Rows(np.array([1, 2]), np.array([0, 0]), columns)
+    gate = OfPredictions(form).gate()
+    for there, verdict in ((rows, Verdict.NON_FINITE), (rows.at(np.array([0])), Verdict.ACCEPTED)):
+        arrays = to_arrays(form, there)
+        assert gate.judge(gate.describe(SnapshotId(0, 1, 0, 3), arrays, 0.0), arrays) is verdict
+
+
 def test_counts_that_do_not_add_up_are_refused() -> None:
     form = Form("sampled", 5, size=8)
     gate, whole = OfPredictions(form).gate(), to_arrays(form, rows_of(form, [1, 2]))
@@ -295,6 +329,8 @@ def test_the_newest_of_each_sample_is_found_by_id(form: Form) -> None:
     answers = table.look_up(torch.tensor([10, 5, 30, 40, 99, 10]))
     assert answers.found.tolist() == [True, False, True, True, False, True]
     assert answers.made_at.tolist() == [5, 0, 1, 5, 0, 5]
+    for nobody in (1, 4):
+        torch.testing.assert_close(answers.log_probabilities[nobody].exp().unique(), torch.tensor([1 / form.classes]))
     new, old = unpacked(form, second.columns), unpacked(form, first.columns)
     for at, expected in {0: new[2], 2: old[0], 3: new[1], 5: new[2]}.items():
         assert torch.equal(answers.log_probabilities[at], expected)
