@@ -71,7 +71,7 @@ def describe(spec: JobSpec) -> dict[str, Any]:
     teachers = 0 if spec.averages else peers
     snapshot = bytes_published(model, spec.exchange.precision)
     costs = costs_of(spec, recipe, teachers)
-    form = form_of(spec.exchange.currency, recipe.classes, tuple(recipe.example(1).y.shape[1:]))
+    form = form_of(spec.exchange.currency, spec.method, recipe.classes, tuple(recipe.example(1).y.shape[1:]))
     table_bytes = 0
     if form is not None and everyone:
         peers = max(len(all_teachers_of(spec.exchange.topology, r, spec.replicas.count)) for r in everyone)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from codistill.exchange.draws import drawn
 from codistill.exchange.snapshot import Array
-from codistill.spec import Currency, Predictions
+from codistill.spec import Codistillation, Currency, Method, Predictions, why_not_sampled
 
 DENSE_UP_TO_CLASSES = 64
 """What `auto` sends whole: 128 bytes."""
@@ -119,14 +119,16 @@ def joined(form: Form, parts: Sequence[Rows]) -> Rows:
     return Rows(np.concatenate([p.ids for p in parts]), np.concatenate([p.made_at for p in parts]), columns)
 
 
-def form_of(asked: Currency, classes: int, places: tuple[int, ...]) -> Form | None:
-    """What `asked` means for that many classes; None where it is not predictions that travel. Raises `ValueError` when
-    it names more classes than there are."""
-    if not isinstance(asked, Predictions):
+def form_of(asked: Currency, method: Method, classes: int, places: tuple[int, ...]) -> Form | None:
+    """What `asked` means for `method` and that many classes; None where it is not predictions that travel. Raises
+    `ValueError` when it names more classes than there are."""
+    if not isinstance(asked, Predictions) or not isinstance(method, Codistillation):
         return None
     match asked.form:
         case "auto" if classes <= max(DENSE_UP_TO_CLASSES, asked.top_k):
             return Form("dense", classes, places)
+        case "auto" if why_not_sampled(method) is None:
+            return Form("sampled", classes, places, asked.draws)
         case "auto" | "top_k":
             if asked.top_k >= classes:
                 raise ValueError(

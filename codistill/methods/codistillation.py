@@ -77,7 +77,7 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
 def peers_of(spec: JobSpec, recipe: Recipe, replica: Replica) -> TeacherSource:
     """The other replicas, heard in the currency of the spec. Raises `ValueError` when that does not fit the recipe."""
     rule = PublishRule(spec.burn_in_steps, spec.exchange.interval_steps)
-    form = form_of(spec.exchange.currency, recipe.classes, tuple(recipe.example(1).y.shape[1:]))
+    form = form_of(spec.exchange.currency, spec.method, recipe.classes, tuple(recipe.example(1).y.shape[1:]))
     if form is None:
         return Peers(rule)
     return PeerPredictions(

@@ -45,6 +45,9 @@ from codistill.spec.job import (
     Limits,
     replica_name,
 )
+from codistill.spec.joining import (
+    why_not_sampled,
+)
 from codistill.spec.methods import (
     DEFAULT_BURN_IN_FRACTION,
     Arm,
@@ -166,4 +169,5 @@ __all__ = [
     "Weights",
     "misfit",
     "replica_name",
+    "why_not_sampled",
 ]

@@ -118,8 +118,8 @@ class Predictions(Spec):
     form: Literal["auto", "dense", "top_k", "sampled"] = "auto"
     """`dense` is the log-probability of every class; `top_k` that of the likeliest, and that of all others together,
     which is spread over them evenly; `sampled` is classes drawn from the distribution and how often (arXiv 2503.16870):
-    right in the mean, for `cross_entropy` and `kl` at temperature 1. `auto` is `dense` up to 64 classes, else `top_k`.
-    """
+    right in the mean, for `cross_entropy` and `kl` at temperature 1. `auto` is `dense` up to 64 classes (or up to
+    `top_k`, where that is more), else `sampled` where it is right in the mean, and `top_k` where it is not."""
     top_k: int = Field(default=16, ge=1, le=1024)
     """Likeliest classes that `top_k` sends."""
     draws: int = Field(default=50, ge=2, le=255)

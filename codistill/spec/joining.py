@@ -31,8 +31,12 @@ def why_not_joined(
             "exchange.max_lag_steps bounds the age of snapshots, and each prediction has an age of its own, about one"
             " pass over the data; leave it out, or bound that age with exchange.max_offset_steps"
         )
-    if currency.form != "sampled":
-        return None
+    return why_not_sampled(method) if currency.form == "sampled" else None
+
+
+def why_not_sampled(method: Codistillation) -> str | None:
+    """Why draws from a teacher's distribution would not be right in the mean for `method`, and what would be right;
+    None where they are: its gradient has to be linear in the distribution."""
     if method.divergence not in ("cross_entropy", "kl"):
         return (
             f"method.divergence '{method.divergence}' needs the probability of every class, and"

@@ -20,7 +20,7 @@ from codistill.exchange.predictions import Columns, Form, Rows, form_of, no_rows
 from codistill.exchange.snapshot import Array, SnapshotId
 from codistill.randomness import uniforms
 from codistill.ranks import ALONE, Ranks
-from codistill.spec import Predictions
+from codistill.spec import Codistillation, Predictions, Solo, Weights
 from codistill.spec_errors import SpecError
 from tests.support import small_spec
 
@@ -146,23 +146,35 @@ def test_places_of_a_sequence_keep_their_order(form: Form) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "classes", "kind", "size"),
+    ("asked", "method", "classes", "expected"),
     [
-        ({}, 64, "dense", 0),
-        ({}, 65, "top_k", 16),
-        ({"form": "dense"}, 256, "dense", 0),
-        ({"top_k": 100}, 80, "dense", 0),
-        ({"form": "top_k", "top_k": 9}, 10, "top_k", 9),
-        ({"form": "sampled", "draws": 7}, 10, "sampled", 7),
+        ({}, {}, 64, Form("dense", 64, (2,))),
+        ({}, {}, 65, Form("sampled", 65, (2,), 50)),
+        ({"draws": 9}, {"divergence": "kl"}, 65, Form("sampled", 65, (2,), 9)),
+        ({}, {"temperature": 2.0}, 64, Form("dense", 64, (2,))),
+        ({}, {"temperature": 2.0}, 65, Form("top_k", 65, (2,), 16)),
+        ({}, {"divergence": "reverse_kl"}, 65, Form("top_k", 65, (2,), 16)),
+        ({"top_k": 9}, {"divergence": "logit_regression"}, 65, Form("top_k", 65, (2,), 9)),
+        ({"form": "dense"}, {}, 256, Form("dense", 256, (2,))),
+        ({"top_k": 100}, {}, 80, Form("dense", 80, (2,))),
+        ({"form": "top_k", "top_k": 9}, {}, 10, Form("top_k", 10, (2,), 9)),
+        ({"form": "sampled", "draws": 7}, {}, 10, Form("sampled", 10, (2,), 7)),
     ],
 )
-def test_forms_follow_the_number_of_classes(asked: dict[str, Any], classes: int, kind: str, size: int) -> None:
-    assert form_of(Predictions(**asked), classes, (2,)) == Form(kind, classes, (2,), size)  # pyright: ignore[reportArgumentType]
+def test_forms_follow_method_and_classes(
+    asked: dict[str, Any], method: dict[str, Any], classes: int, expected: Form
+) -> None:
+    assert form_of(Predictions(**asked), Codistillation(**method), classes, (2,)) == expected
+
+
+def test_without_a_method_that_hears_predictions_there_is_no_form() -> None:
+    assert form_of(Predictions(), Solo(), 10, ()) is None
+    assert form_of(Weights(), Codistillation(), 10, ()) is None
 
 
 def test_more_classes_than_there_are_cannot_be_named() -> None:
     with pytest.raises(ValueError, match=r"exchange.currency.top_k is 10 and there are 10 classes; lower it"):
-        form_of(Predictions(form="top_k", top_k=10), 10, ())
+        form_of(Predictions(form="top_k", top_k=10), Codistillation(), 10, ())
 
 
 # ---------------------------------------------------------------- travel
