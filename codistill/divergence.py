@@ -75,19 +75,32 @@ def _weights_and_shares(
     return weights, total / heard.sum(0).clamp(min=1)
 
 
-def advantage(teachers: Sequence[Tensor], student: Tensor, labels: Tensor, *, present: Tensor | None = None) -> Tensor:
+def advantage(
+    teachers: Sequence[Tensor],
+    student: Tensor,
+    labels: Tensor,
+    *,
+    present: Tensor | None = None,
+    log_labels: Sequence[Tensor] | None = None,
+) -> Tensor:
     """By how much each of m teachers knows the labels [...] better than the student: the student's cross-entropy less
     the teacher's, in nats, [m]; without gradient. With `present` [m, N], on the samples that the teacher has a word on,
-    and 0 where there are none."""
+    and 0 where there are none. With `log_labels`, m of [...], those are the teachers' log-probabilities of the labels,
+    whatever `teachers` say of them: an estimate from draws is right in the mean, but its logarithm is not."""
     with torch.no_grad():
         if present is None:
+            known = [labels] * len(teachers)
             own = losses.cross_entropy(student, labels)
-            return torch.stack([own - losses.cross_entropy(teacher, labels) for teacher in teachers])
-        absent = ~present.reshape(*present.shape, *(1,) * (labels.dim() - 1))
-        known = [labels.masked_fill(missing, losses.IGNORED) for missing in absent]
-        pairs = zip(teachers, known, strict=True)
-        each = [losses.cross_entropy(student, its) - losses.cross_entropy(teacher, its) for teacher, its in pairs]
-        return torch.stack(each).where(present.any(1), 0.0)
+        else:
+            absent = ~present.reshape(*present.shape, *(1,) * (labels.dim() - 1))
+            known = [labels.masked_fill(missing, losses.IGNORED) for missing in absent]
+            own = torch.stack([losses.cross_entropy(student, its) for its in known])
+        if log_labels is None:
+            theirs = [losses.cross_entropy(teacher, its) for teacher, its in zip(teachers, known, strict=True)]
+        else:
+            theirs = [losses.told_cross_entropy(told, its) for told, its in zip(log_labels, known, strict=True)]
+        each = own - torch.stack(theirs)
+        return each if present is None else each.where(present.any(1), 0.0)
 
 
 def guarded(advantages: Tensor) -> Tensor:

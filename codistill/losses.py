@@ -20,6 +20,11 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(_flat(logits), labels.reshape(-1), ignore_index=IGNORED)
 
 
+def told_cross_entropy(log_labels: Tensor, labels: Tensor) -> Tensor:
+    """`cross_entropy` of one of whom nothing is known but the log-probabilities `log_labels` [...] of the labels."""
+    return -_mean(log_labels, labels != IGNORED)
+
+
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
     """CE(q, softmax(logits)) of labels [...] and logits [..., classes], a scalar: label smoothing (Szegedy et al. 2016,
     arXiv 1512.00567).

@@ -71,7 +71,8 @@ class PredictionTeachers(Teacher):
 
     def outputs(self, batch: Batch) -> Sequence[Outputs]:
         """Of each peer whose turn it is: log-probabilities as `logits` [N, ..., classes], which samples [N] it was
-        `found` to have spoken of, and the `age_steps` [N] of that. Empty when no peer has said anything yet."""
+        `found` to have spoken of, and the `age_steps` [N] of that; where `logits` are estimates from draws, also the
+        `log_labels` [N, ...] that it said. Empty when no peer has said anything yet."""
         if self._rule.newest_due(self._step) is None:
             return []
         present = [peer for peer in self._teachers_in(self._step) if peer in self._tables]
@@ -86,6 +87,8 @@ class PredictionTeachers(Teacher):
         counters.predictions_found += int(found.sum())
         counters.predictions_missed += int((~found).sum())
         here = {"logits": answers.log_probabilities, "found": found, "age_steps": ages.masked_fill(~found, 0)}
+        if answers.log_labels is not None:
+            here["log_labels"] = answers.log_labels
         return {name: tensor.to(batch.ids.device) for name, tensor in here.items()}
 
     def listen(self, batch: Batch, said: Outputs) -> None:
@@ -98,7 +101,7 @@ class PredictionTeachers(Teacher):
         if self._form.kind == "sampled":
             draws = uniforms(ids, self._form.count * self._form.size, *self._stream, "draws", self._step)
         made_at = torch.full_like(ids, self._step)
-        columns = packed(self._form, said["logits"], draws)
+        columns = packed(self._form, said["logits"], batch.y, draws)
         self._said.append((self._step, Rows(ids.numpy(), made_at.numpy(), columns)))
 
     def after_step(self, step: int) -> None:

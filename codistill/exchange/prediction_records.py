@@ -1,7 +1,8 @@
 """Predictions as an Arrow stream, and the currency that they are between replicas.
 
 A row is a sample: `sample_id`, `made_at`, and the columns of the form, lists of fixed length. Draws travel as counts:
-at each place the number of distinct classes, the classes, and how often each was drawn.
+at each place the number of distinct classes, the classes, and how often each was drawn; beside them the
+log-probability of the label.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def arrow_schema(form: Form) -> pa.Schema:
     if form.kind == "sampled":
         classes = pa.from_numpy_dtype(form.class_type)
         fields += [
+            pa.field("log_labels", pa.list_(pa.float16(), form.count)),
             pa.field("distinct", pa.list_(pa.uint8(), form.count)),
             pa.field("classes", pa.list_(classes)),
             pa.field("counts", pa.list_(pa.uint8())),
@@ -120,6 +122,7 @@ def _counted(form: Form, rows: Rows) -> list[Any]:
     distinct = first.sum(1)
     offsets = np.concatenate([[0], distinct.reshape(-1, form.count).sum(1).cumsum()]).astype(np.int32)
     return [
+        pa.FixedSizeListArray.from_arrays(pa.array(rows.columns["log_labels"].reshape(-1)), form.count),
         pa.FixedSizeListArray.from_arrays(pa.array(distinct.astype(np.uint8)), form.count),
         pa.ListArray.from_arrays(pa.array(offsets), pa.array(draws[first])),
         pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.diff(starts).astype(np.uint8))),
@@ -131,7 +134,8 @@ def _rows_of(form: Form, batch: pa.RecordBatch) -> Rows:
         return batch.column(name).flatten().to_numpy(zero_copy_only=True)
 
     if form.kind == "sampled":
-        columns = {"draws": _drawn(form, len(batch), values("distinct"), values("classes"), values("counts"))}
+        draws = _drawn(form, len(batch), values("distinct"), values("classes"), values("counts"))
+        columns = {"draws": draws, "log_labels": values("log_labels").reshape(-1, form.count)}
     else:
         columns = {name: values(name).reshape(-1, width) for name, (_, width) in form.columns.items()}
     ids, made_at = batch.column("sample_id").to_numpy(), batch.column("made_at").to_numpy()

@@ -28,6 +28,9 @@ class Answers:
     """[N] bool: whether anything is known."""
     made_at: Tensor
     """[N] int64: the peer's step when it said so; 0 where nothing is known."""
+    log_labels: Tensor | None = None
+    """[N, *places] float32: log-probabilities of the labels (0 where nothing is known), where those of the classes do
+    not tell them: of `sampled`."""
 
 
 class PredictionTable:
@@ -58,11 +61,15 @@ class PredictionTable:
         rows = self._rows.at(at[known])
         made_at[found] = torch.from_numpy(rows.made_at)
         known_of = unpacked(self._form, rows.columns)
+        log_labels = None
+        if (told := rows.columns.get("log_labels")) is not None:
+            log_labels = torch.zeros(len(ids), *self._form.places)
+            log_labels[found] = torch.from_numpy(told.astype(np.float32)).reshape(-1, *self._form.places)
         if known.all():
-            return Answers(known_of, found, made_at)
+            return Answers(known_of, found, made_at, log_labels)
         said = torch.full((len(ids), *self._form.places, self._form.classes), -math.log(self._form.classes))
         said[found] = known_of
-        return Answers(said, found, made_at)
+        return Answers(said, found, made_at, log_labels)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, for a checkpoint."""

@@ -64,7 +64,7 @@ class Form:
                     "log_rest": (half, self.count),
                 }
             case "sampled":
-                return {"draws": (self.class_type, many)}
+                return {"draws": (self.class_type, many), "log_labels": (half, self.count)}
             case _:
                 assert_never(self.kind)
 
@@ -78,7 +78,7 @@ class Form:
         """Of one sample where it travels; at most, for `sampled`, since draws travel as counts."""
         if self.kind != "sampled":
             return self.row_bytes
-        return 16 + 2 * 4 + self.count * (1 + self.size * (self.class_type.itemsize + 1))
+        return 16 + 2 * 4 + self.count * (2 + 1 + self.size * (self.class_type.itemsize + 1))
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,11 @@ def form_of(asked: Currency, method: Method, classes: int, places: tuple[int, ..
             assert_never(asked.form)
 
 
-def packed(form: Form, logits: Tensor, uniforms: Tensor | None = None) -> Columns:
-    """The columns of `logits` [n, *places, classes]. `sampled` draws by `uniforms` [n, count x draws] in [0, 1).
+def packed(form: Form, logits: Tensor, labels: Tensor, uniforms: Tensor | None = None) -> Columns:
+    """The columns of `logits` [n, *places, classes] for samples of `labels` [n, *places].
 
-    Draws ascend, so that repetitions lie together; but for those of what is no distribution, the last class before
-    others, so that `are_distributions` tells them from draws.
+    `sampled` draws by `uniforms` [n, count x draws] in [0, 1). Draws say nothing of the logarithm of a probability, so
+    that of the label is sent beside them (of class 0 where there is no label): what is not finite shows in it too.
     """
     n, values = len(logits), logits.detach().float().reshape(len(logits), form.count, form.classes)
     match form.kind:
@@ -166,11 +166,13 @@ def packed(form: Form, logits: Tensor, uniforms: Tensor | None = None) -> Column
             }
         case "sampled":
             assert uniforms is not None
-            probabilities = values.flatten(0, 1).softmax(-1)
-            draws = drawn(probabilities, uniforms.reshape(-1, form.size)).numpy().astype(form.class_type)
-            draws.sort(axis=-1)
-            draws[probabilities[:, 0].isnan().cpu().numpy()] = [form.classes - 1] + [0] * (form.size - 1)
-            return {"draws": draws.reshape(n, -1)}
+            probabilities = values.softmax(-1)
+            draws = drawn(probabilities.flatten(0, 1), uniforms.reshape(-1, form.size)).numpy().astype(form.class_type)
+            draws.sort(axis=-1)  # so that repetitions lie together
+            of_label = values.gather(-1, labels.reshape(n, form.count, 1).clamp(min=0)).squeeze(-1)
+            # Less the logarithm of the sum of exponentials: the likeliest is never too small for a logarithm.
+            of_label = of_label - values.amax(-1) + probabilities.amax(-1).log()
+            return {"draws": draws.reshape(n, -1), "log_labels": _half(of_label)}
         case _:
             assert_never(form.kind)
 
@@ -199,13 +201,13 @@ def unpacked(form: Form, columns: Columns) -> Tensor:
 
 
 def are_distributions(form: Form, columns: Columns) -> bool:
-    """Whether each row is finite, adds up to 1 as far as float16 allows, names classes that exist; and draws ascend."""
+    """Whether every row is finite, adds up to 1 as far as float16 allows, and names classes that exist."""
     classes = columns.get("classes", columns.get("draws"))
     if classes is not None and classes.size and int(classes.max()) >= form.classes:
         return False
     if form.kind == "sampled":
-        draws = columns["draws"].reshape(-1, form.size)
-        return bool(np.all(draws[:, 1:] >= draws[:, :-1]))
+        log_labels = columns["log_labels"]
+        return bool(np.all(np.isfinite(log_labels) & (log_labels <= 0)))
     named = ["log_probabilities", "log_rest"] if form.kind == "top_k" else ["log_probabilities"]
     masses = sum(
         np.exp(columns[name].astype(np.float32)).reshape(-1, form.columns[name][1] // form.count).sum(-1)

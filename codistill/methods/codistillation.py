@@ -51,7 +51,8 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
             return Loss(task, stats, said=student)
         said = [peer["logits"] for peer in peers]
         present = torch.stack([peer["found"] for peer in peers]) if "found" in peers[0] else None
-        better = advantage(said, student["logits"], step.batch.y, present=present)
+        told = [peer["log_labels"] for peer in peers] if "log_labels" in peers[0] else None
+        better = advantage(said, student["logits"], step.batch.y, present=present, log_labels=told)
         trust = guarded(better) if method.harm_guard else None
         pulled = pull(
             method.divergence, said, student["logits"], temperature=method.temperature, trust=trust, present=present

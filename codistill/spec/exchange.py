@@ -122,7 +122,7 @@ class Predictions(Spec):
     `top_k`, where that is more), else `sampled` where it is right in the mean, and `top_k` where it is not."""
     top_k: int = Field(default=16, ge=1, le=1024)
     """Likeliest classes that `top_k` sends."""
-    draws: int = Field(default=50, ge=2, le=255)
+    draws: int = Field(default=50, ge=1, le=255)
     """Classes that `sampled` draws, with repetition."""
 
 

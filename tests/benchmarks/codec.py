@@ -41,7 +41,7 @@ def logits_of(form: Form, samples: int) -> torch.Tensor:
 def said(form: Form, logits: torch.Tensor, *names: int) -> Columns:
     many = form.count * form.size
     draws = uniforms(torch.arange(len(logits)), many, *names) if form.kind == "sampled" else None
-    return packed(form, logits, draws)
+    return packed(form, logits, torch.zeros(logits.shape[:-1], dtype=torch.int64), draws)
 
 
 def bias(form: Form) -> str:

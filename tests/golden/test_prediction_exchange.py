@@ -111,6 +111,26 @@ def test_what_is_too_old_is_not_heard(tmp_path: Path) -> None:
     assert 0 < sum(teachers) < 8
 
 
+@pytest.mark.parametrize("guarded", [False, True])
+def test_draws_leave_the_advantage_of_a_teacher_as_it_is(tmp_path: Path, guarded: bool) -> None:
+    """In the first step with teachers replicas are those of solo training, whatever form was sent."""
+    found = {}
+    for form in ("dense", "sampled"):
+        currency = {"kind": "predictions", "form": form, "draws": 3}
+        spec = tiny(
+            exchange={"currency": currency, "interval_steps": 1},
+            data={"kind": "same_order"},
+            training={"steps": 5, "batch_size": 10},
+        )
+        method = spec.method.model_copy(update={"harm_guard": guarded})
+        run = new_run(tmp_path, spec.model_copy(update={"method": method}), form)
+        run_in_turns(run)
+        names = ["distill/teacher_advantage", "train/task_loss"] + ["distill/trust"] * guarded
+        found[form] = [logged_by(run, 0, name)[-1] for name in names]
+    assert found["dense"] == pytest.approx(found["sampled"], rel=2e-3)
+    assert found["dense"][0] != 0
+
+
 def test_bytes_follow_the_formula(tmp_path: Path) -> None:
     """Interval x batch x bytes of a row, for versions 3 (the last interval of burn-in), 4, 6, 8; a frame for each."""
     spec = small_spec(exchange=PREDICTIONS, training={"steps": 9}, replicas={"count": 3})
@@ -238,3 +258,9 @@ def test_advantage_is_compared_on_what_each_teacher_has_spoken_of(length: int | 
         (expected,) = advantage([teachers[peer][known]], student[known], labels[known])
         assert_close(better[peer], expected)
     assert better[1] == 0
+    told = [teacher.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1) for teacher in teachers]
+    assert_close(advantage([torch.zeros(())] * 3, student, labels, present=present, log_labels=told), better)
+    every = advantage(teachers, student, labels)
+    assert_close(advantage([torch.zeros(())] * 3, student, labels, log_labels=told), every)
+    labels[0] = -100
+    assert_close(advantage(teachers, student, labels, log_labels=told), advantage(teachers, student, labels))

@@ -36,8 +36,12 @@ def logits_of(form: Form, n: int, seed: int = 0, sharpness: float = 2.0) -> torc
 
 
 def columns_of(form: Form, logits: torch.Tensor) -> Columns:
-    ids = torch.arange(len(logits))
-    return packed(form, logits, uniforms(ids, form.count * form.size, 0) if form.kind == "sampled" else None)
+    draws = uniforms(torch.arange(len(logits)), form.count * form.size, 0) if form.kind == "sampled" else None
+    return packed(form, logits, labels_of(form, len(logits)), draws)
+
+
+def labels_of(form: Form, n: int) -> torch.Tensor:
+    return torch.arange(n * form.count).reshape(n, *form.places) * 7 % form.classes
 
 
 def rows_of(form: Form, ids: list[int], step: int = 0, seed: int = 0) -> Rows:
@@ -89,16 +93,27 @@ def test_top_k_spreads_the_rest_evenly() -> None:
 def test_sampled_counts_where_the_numbers_fall() -> None:
     form, half = Form("sampled", 3, (2,), 4), torch.tensor([0.5, 0.25, 0.25]).log()
     numbers = torch.tensor([[0.76, 0.0, 0.49, 0.51, 0.9, 0.8, 0.99, 0.76]])
-    columns = packed(form, torch.stack([half, half])[None], numbers)
+    columns = packed(form, torch.stack([half, half])[None], torch.zeros(1, 2).long(), numbers)
     assert columns["draws"].tolist() == [[0, 0, 1, 2, 2, 2, 2, 2]]
     estimate = unpacked(form, columns)
     torch.testing.assert_close(estimate.exp(), torch.tensor([[[0.5, 0.25, 0.25], [0.0, 0.0, 1.0]]]))
     assert torch.isfinite(estimate).all()
 
 
+def test_beside_draws_the_label_has_its_log_probability() -> None:
+    """However unlikely; of classes without a label that of class 0."""
+    form = Form("sampled", 3, (4,), 2)
+    logits = torch.tensor([[[0.0, 1.0, 2.0], [2.0, 1.0, 0.0], [500.0, 0.0, 0.0], [5.0, 5.0, 5.0]]])
+    labels, total = torch.tensor([[2, -100, 1, 0]]), math.log(1 + math.e + math.e**2)
+    found = packed(form, logits, labels, torch.zeros(1, 8))["log_labels"]
+    assert found.dtype == np.float16
+    assert found[0].tolist() == pytest.approx([2 - total, 2 - total, -500.0, -math.log(3)], rel=1e-3)
+
+
 def test_what_is_impossible_is_never_drawn() -> None:
     form = Form("sampled", 3, size=4)
-    columns = packed(form, torch.tensor([[-1e5, 0.0, -1e5]]), torch.tensor([[0.0, 0.5, 0.25, 1 - 2**-24]]))
+    numbers = torch.tensor([[0.0, 0.5, 0.25, 1 - 2**-24]])
+    columns = packed(form, torch.tensor([[-1e5, 0.0, -1e5]]), torch.tensor([1]), numbers)
     assert columns["draws"].tolist() == [[1, 1, 1, 1]]
 
 
@@ -106,7 +121,7 @@ def test_sampled_is_right_in_the_mean() -> None:
     form, n = Form("sampled", 40, size=10), 4000
     logits = logits_of(form, 1, seed=3)
     p = logits.double().softmax(-1)[0]
-    columns = packed(form, logits.expand(n, -1), uniforms(torch.arange(n), 10, "draws"))
+    columns = packed(form, logits.expand(n, -1), torch.zeros(n).long(), uniforms(torch.arange(n), 10, "draws"))
     mean = unpacked(form, columns).double().exp().mean(0)
     sigma = (p * (1 - p) / (n * 10)).sqrt()
     assert ((mean - p).abs() <= 3 * sigma).all()
@@ -209,15 +224,16 @@ def test_bytes_of_a_row(form: Form, row_bytes: int) -> None:
 
 
 def test_draws_travel_as_counts() -> None:
-    """At each of 3 places one byte for the number of classes, then 2 + 1 for each; two offsets for the sample."""
+    """At each of 3 places 2 bytes for the label's log-probability, one for the number of classes, then 2 + 1 for each;
+    two offsets for the sample."""
     form = Form("sampled", 300, (3,), 50)
     rows = rows_of(form, list(range(256)))
     one, two = (to_arrays(form, rows.at(np.arange(n)))[NAME].nbytes for n in (128, 256))
     draws = rows.columns["draws"].reshape(256, 3, 50)[128:]
     distinct = sum(len(set(place)) for sample in draws.tolist() for place in sample)
-    assert two - one == pytest.approx(128 * (8 + 8 + 3 + 2 * 4) + 3 * distinct, abs=64 * 5)
+    assert two - one == pytest.approx(128 * (8 + 8 + 6 + 3 + 2 * 4) + 3 * distinct, abs=64 * 5)
     assert two - one < 128 * form.sent_bytes
-    assert form.sent_bytes == 8 + 8 + 2 * 4 + 3 * (1 + 50 * 3)
+    assert form.sent_bytes == 8 + 8 + 2 * 4 + 3 * (2 + 1 + 50 * 3)
 
 
 def test_a_stream_of_another_form_is_refused() -> None:
@@ -268,6 +284,9 @@ def spoilt(form: Form, name: str, value: float) -> dict[str, Array]:
         (TOP_2, "log_rest", -60000.0),
         (TOP_2, "classes", 5),
         (Form("sampled", 5, size=8), "draws", 5),
+        (Form("sampled", 5, size=8), "log_labels", np.nan),
+        (Form("sampled", 5, size=8), "log_labels", -np.inf),
+        (Form("sampled", 5, size=8), "log_labels", 0.1),
     ],
 )
 def test_what_is_no_distribution_is_refused(form: Form, name: str, value: float) -> None:
@@ -279,7 +298,7 @@ def test_what_is_no_distribution_is_refused(form: Form, name: str, value: float)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("kind", ["dense", "sampled"])
 def test_what_a_broken_replica_says_is_refused(kind: Literal["dense", "sampled"], value: float, classes: int) -> None:
-    form, logits = Form(kind, classes, (3,), 2 if kind == "sampled" else 0), torch.zeros(2, 3, classes)
+    form, logits = Form(kind, classes, (3,), 1 if kind == "sampled" else 0), torch.zeros(2, 3, classes)
     logits[1, 2, 1] = value
     columns = columns_of(form, logits)
     rows = Rows(np.array([1, 2]), np.array([0, 0]), columns)
@@ -297,7 +316,7 @@ def test_counts_that_do_not_add_up_are_refused() -> None:
     counts = batch.column("counts")
     first, second = counts.to_pylist()
     more = pa.array([[first[0] + 1, *first[1:]], [second[0] - 1, *second[1:]]], counts.type)  # as many in all
-    wrong = pa.record_batch([*batch.columns[:4], more], schema=batch.schema)
+    wrong = pa.record_batch([*batch.columns[:5], more], schema=batch.schema)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(wrong)
@@ -346,6 +365,15 @@ def test_the_newest_of_each_sample_is_found_by_id(form: Form) -> None:
     new, old = unpacked(form, second.columns), unpacked(form, first.columns)
     for at, expected in {0: new[2], 2: old[0], 3: new[1], 5: new[2]}.items():
         assert torch.equal(answers.log_probabilities[at], expected)
+    if form.kind == "sampled":
+        assert answers.log_labels is not None
+        new_labels, old_labels = second.columns["log_labels"], first.columns["log_labels"]
+        told = np.stack(
+            [new_labels[2], 0 * old_labels[0], old_labels[0], new_labels[1], 0 * old_labels[0], new_labels[2]]
+        )
+        np.testing.assert_array_equal(answers.log_labels.reshape(6, -1).numpy(), told.astype(np.float32))
+    else:
+        assert answers.log_labels is None
     assert (before.found.tolist(), before.made_at.tolist()) == ([True, False], [1, 0])
     assert torch.equal(before.log_probabilities[0], old[1]), "an answer stays what it was"
     assert len(table) == 4
