@@ -168,7 +168,7 @@ def test_predictions_arrive_bit_by_bit_and_those_dropped_in_between_are_counted(
     @cache
     def said(version: int) -> Rows:
         logits = torch.randn(800, 4, 300, generator=torch.Generator().manual_seed(version))
-        return Rows(np.arange(800) * 7, np.full(800, version), packed(form, logits))
+        return Rows(np.arange(800) * 7, np.full(800, version), packed(form, logits, torch.zeros(800, 4).long()))
 
     publisher, reader = mailbox(0), mailbox(1)
     publisher.publish(0, [said(0)])
