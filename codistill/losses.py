@@ -79,7 +79,8 @@ def kl_divergence(
     through: bool = False,
     shares: Tensor | None = None,
 ) -> Tensor:
-    """T^2 * KL(target || softmax(logits / T)), a scalar: `soft_cross_entropy` less the target's entropy."""
+    """T^2 * KL(target || softmax(logits / T)), a scalar: `soft_cross_entropy` less the target's entropy; of a target
+    that is estimated by draws, less the entropy of the draws."""
     log_target = _target(target_log_probabilities, through)
     log_student = F.log_softmax(_flat(logits) / temperature, dim=-1)
     return _mean_of_shares((log_target.exp() * (log_target - log_student)).sum(-1), shares) * temperature**2

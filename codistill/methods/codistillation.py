@@ -12,6 +12,8 @@ count exp(-d) where it is d nats worse than replica i on the batch, by the label
 
 With `exchange.currency` 'predictions' softmax(z_j') is what peer j predicted for the sample when it last trained on it.
 Then m counts the peers who have done so, sample by sample, and a sample of which nobody has spoken has no second term.
+Where it is known by draws, gradients are right in the mean, and so is the logged cross-entropy; the logged `kl` is not:
+it is too high by the entropy that draws lack.
 
 `distill/teacher_off_label` logs how strong the teachers are: the probability that they take off the label, in the mean
 over the batch, 0 where nobody has spoken; `distill/teacher_advantage` how much better than the student they know the

@@ -17,6 +17,7 @@ ALL = (
     "straggler",
     "traffic",
     "codec",
+    "gradient_noise",
     "publish",
     "fetch_swap",
     "startup",

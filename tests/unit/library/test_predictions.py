@@ -142,8 +142,8 @@ def test_the_middle_of_the_share_of_a_class_draws_it(classes: int) -> None:
         numbers = torch.cat([torch.tensor([0.0]), middles, torch.tensor([1 - 2**-24])])
         expected = [possible[0].item(), *possible.tolist(), possible[-1].item()]
         assert drawn((parts[row] / 2**14).float()[None], numbers[None])[0].tolist() == expected
-    numbers = torch.tensor([[0.3], [0.8]])
-    expected = (ends <= numbers.double() * ends[:, -1:]).sum(-1, keepdim=True)
+    numbers = torch.tensor([[0.3, 0.4, 0.5], [0.8, 0.3, 0.6]])
+    expected = (ends.unsqueeze(1) <= (numbers.double() * ends[:, -1:]).unsqueeze(-1)).sum(-1)
     assert drawn((parts / 2**14).float(), numbers).tolist() == expected.tolist(), "each row by its own numbers"
 
 
