@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from codistill.data.catalog import find_dataset
+from codistill.data.home import DataError
 from codistill.exchange.predictions import Form, packed, unpacked
 from codistill.losses import cross_entropy, soft_cross_entropy
 from codistill.randomness import generator, seed_everything, uniforms
@@ -130,6 +131,11 @@ def study(classes: int) -> list[list[str]]:
 
 def main() -> None:
     torch.set_num_threads(1)
+    try:
+        find_dataset("gcide")
+    except DataError as error:
+        print(f"gradient_noise is left out: {error}", flush=True)
+        return
     rows = [row for classes in TRAINED_STEPS for row in study(classes)]
     head = ["classes", "form", "error, of a step's noise", "in every step, of the mean pull", "entropy lacking, nats"]
     print(table("Squared errors of gradients", head, rows), flush=True)
