@@ -8,8 +8,11 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
-from jobs.store_engine import explain, make_engine, migrate
+from jobs.errors import StoreError
+from jobs.store_engine import make_engine, migrate
+from jobs.store_errors import explain, place_of
 
 
 class Database:
@@ -20,10 +23,14 @@ class Database:
 
     @staticmethod
     def open(url: str, clock: Callable[[], float] = time.time) -> Database:
-        """Connect (e.g. `sqlite:////var/lib/codistill/jobs.db`) and bring the schema to its newest version. Raises
-        `StoreError`."""
+        """Connect (e.g. `sqlite:////var/lib/codistill/jobs.db`, `postgresql+psycopg://user:password@host/codistill`)
+        and bring the schema to its newest version. Raises `StoreError`."""
         engine = make_engine(url)
-        migrate(engine)
+        try:
+            migrate(engine)
+        except StoreError:
+            engine.dispose()
+            raise
         return Database(engine, clock)
 
     def close(self) -> None:
@@ -37,6 +44,9 @@ class Database:
                 yield connection
         except DBAPIError as error:
             raise explain(self._engine.url, error) from error
+        except NoConnectionFree as error:
+            where = place_of(self._engine.url)
+            raise StoreError(f"the store {where} is too slow: all connections are in use; try again") from error
 
     @contextmanager
     def one_at_a_time(self) -> Generator[sa.Connection]:

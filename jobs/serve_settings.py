@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Listen:
 class Settings:
     """Where the service keeps its things, and where it listens."""
 
-    store_url: str
+    store_url: str = field(repr=False)
+    """May hold a password."""
     storage: str
     data_home: str
     """Where every node finds the data sets."""

@@ -83,7 +83,7 @@ class Store:
 
     @staticmethod
     def open(url: str, clock: Callable[[], float] = time.time) -> Store:
-        """Connect (e.g. `sqlite:////var/lib/codistill/jobs.db`) and bring the schema to its newest version."""
+        """As `Database.open`."""
         return Store(Database.open(url, clock))
 
     def close(self) -> None:
@@ -251,6 +251,9 @@ def _check_room(connection: sa.Connection, owner: str, quota: Quota) -> None:
 
 
 def _conditions(only: Filter) -> list[sa.ColumnElement[bool]]:
+    texts = [*only.labels, *only.labels.values(), only.owner or "", only.name or "", only.parent or ""]
+    if any("\0" in text for text in texts):
+        return [sa.false()]  # no text in PostgreSQL has a NUL, and to ask for one is an error
     found = [JOBS.c.labels[key].as_string() == value for key, value in only.labels.items()]
     if only.states:
         found.append(JOBS.c.state.in_([state.value for state in only.states]))
@@ -266,9 +269,10 @@ def _conditions(only: Filter) -> list[sa.ColumnElement[bool]]:
 
 def _compare_and_set(connection: sa.Connection, job: Job, values: dict[str, Any], lease: int | None) -> None:
     change = sa.update(JOBS).where(JOBS.c.id == job.id, JOBS.c.state == job.state.value, JOBS.c.fence == job.fence)
-    if lease is not None:
-        change = change.where(sa.exists().where(LEASE.c.id == 1, LEASE.c.fence == lease))
-    if connection.execute(change.values(**values)).rowcount != 1:
+    # The row of the lease stays locked to the end of the transaction: it cannot move on between look and change.
+    held = sa.select(LEASE.c.fence).where(LEASE.c.id == 1).with_for_update(read=True)
+    moved_on = lease is not None and connection.execute(held).scalar_one() != lease
+    if moved_on or connection.execute(change.values(**values)).rowcount != 1:
         raise LostRace(f"{job.id} is no longer in {job.state} with fence {job.fence}, or the lease has moved on")
 
 

@@ -1,4 +1,4 @@
-"""The database behind the store: how it is opened, brought to the newest schema, and what its errors mean."""
+"""The database behind the store: how it is opened, and brought to the newest schema."""
 
 from __future__ import annotations
 
@@ -11,26 +11,71 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from jobs.errors import StoreError
+from jobs.store_errors import explain
 
 BUSY_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 5
+POSTGRES_SESSION = {
+    # An answer of 202 promises that the job is on the disk, whatever the server's own default.
+    "synchronous_commit": "on",
+    "lock_timeout": f"{BUSY_TIMEOUT_S:.0f}s",
+    "statement_timeout": "30s",
+    # A process that was frozen in the middle of a transaction must not hold up the others for ever.
+    "idle_in_transaction_session_timeout": "60s",
+}
 _ALEMBIC = threading.Lock()  # Alembic keeps the migration under way in a global
+MIGRATION_LOCK = 0xC0D15710
 
 
 def make_engine(url: str) -> sa.Engine:
-    """An engine for `url`. Raises `StoreError` for a URL that is none or a directory that does not exist."""
+    """An engine for `url`. Raises `StoreError` for a URL that is none or of another kind of database, a directory that
+    does not exist, or a driver that is not installed."""
     try:
         parsed = sa.make_url(url)
     except ArgumentError:
-        raise StoreError(f"{url!r} is not a database URL; e.g. sqlite:////var/lib/codistill/jobs.db") from None
-    if parsed.get_backend_name() != "sqlite":
-        raise StoreError(f"databases of kind {parsed.get_backend_name()!r} are not supported; use sqlite")
-    if parsed.database and not Path(parsed.database).parent.is_dir():
-        raise StoreError(f"the store's directory {Path(parsed.database).parent} does not exist; create it")
-    engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S})
+        # Not shown: it may hold a password.
+        example = "sqlite:////var/lib/codistill/jobs.db or postgresql+psycopg://user@host/codistill"
+        raise StoreError(f"CODISTILL_DATABASE is not a database URL; e.g. {example}") from None
+    match parsed.get_backend_name():
+        case "sqlite":
+            return _sqlite(parsed)
+        case "postgresql":
+            return _postgres(parsed.set(drivername="postgresql+psycopg"))
+        case other:
+            raise StoreError(f"databases of kind {other!r} are not supported; use sqlite or postgresql")
+
+
+# ---------------------------------------------------------------- PostgreSQL
+
+
+def _postgres(url: sa.URL) -> sa.Engine:
+    options = " ".join(f"-c {name}={value}" for name, value in POSTGRES_SESSION.items())
+    try:
+        return sa.create_engine(
+            url,
+            # Compare-and-set and the counting of rows are made for this level: each statement sees what was committed.
+            isolation_level="READ COMMITTED",
+            # A connection that broke while nobody used it is replaced before the next transaction begins.
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "codistill", "options": options},
+        )
+    except ModuleNotFoundError as error:
+        message = f"a PostgreSQL store needs {error.name}, not installed here: pip install 'codistill[postgres]'"
+        raise StoreError(message) from None
+
+
+# ---------------------------------------------------------------- SQLite
+
+
+def _sqlite(url: sa.URL) -> sa.Engine:
+    if url.database and not Path(url.database).parent.is_dir():
+        raise StoreError(f"the store's directory {Path(url.database).parent} does not exist; create it")
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -64,30 +109,22 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
+# ---------------------------------------------------------------- the schema
+
+
 def migrate(engine: sa.Engine, to: str = "head") -> None:
-    """Bring the schema to its newest version, whole or not at all; of several openers one does it."""
+    """Bring the schema to its newest version, whole or not at all; of several openers one does it. Raises
+    `StoreError`."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("path_separator", "os")
     try:
         with _ALEMBIC, engine.execution_options(codistill_write=True).begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
             config.attributes["connection"] = connection
             command.upgrade(config, to)
     except DBAPIError as error:
         raise explain(engine.url, error) from error
-
-
-def explain(url: sa.URL, error: DBAPIError) -> StoreError:
-    """What a driver's error means, in one sentence."""
-    where, text = url.database or url.render_as_string(hide_password=True), str(error.orig).lower()
-    if "full" in text:
-        return StoreError(f"the store {where} cannot be written: the disk is full; free some space")
-    if "readonly" in text or "read-only" in text or "permission" in text:
-        return StoreError(f"the store {where} cannot be written: no permission; check its owner and mode")
-    if "unable to open" in text:
-        return StoreError(f"the store {where} cannot be opened; its directory must exist and be writable")
-    if "locked" in text:
-        return StoreError(f"the store {where} has been locked for {BUSY_TIMEOUT_S:g} s by another process")
-    if "not a database" in text or "malformed" in text:
-        return StoreError(f"{where} is not a readable store; move it away or restore a backup")
-    return StoreError(f"the store {where} failed: {error.orig}")
+    except CommandError as error:
+        raise StoreError(f"the store was written by a newer codistill ({error}); install that, or a backup") from error

@@ -49,7 +49,8 @@ class JobSpec(Spec):
     spec_version: Literal[1] = SPEC_VERSION
     name: str = Field(default="job", pattern=NAME_PATTERN)
     labels: dict[
-        Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")], Annotated[str, Field(max_length=256)]
+        Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")],
+        Annotated[str, Field(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")],
     ] = Field(default={}, max_length=32)
     priority: int = Field(default=0, ge=-100, le=100)
     """Of jobs that wait in a service, those of higher priority are admitted first; elsewhere nobody waits."""

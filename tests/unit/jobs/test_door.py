@@ -36,9 +36,9 @@ class Clock:
 class Guarded:
     """A service with tokens for ann and bob."""
 
-    def __init__(self, root: Path, **rules: Any) -> None:
+    def __init__(self, root: Path, store_url: str | None = None, **rules: Any) -> None:
         self.clock = Clock()
-        self.store = Store.open(f"sqlite:///{root / 'jobs.db'}", self.clock)
+        self.store = Store.open(store_url or f"sqlite:///{root / 'jobs.db'}", self.clock)
         (root / "runs").mkdir()
         strict = {"needs_token": True, "reads": NO_LIMIT, "writes": NO_LIMIT, "guesses": NO_LIMIT, **rules}
         backend = Backend(self.store, root / "runs", lambda: [Node(2.0, 0.0)], DoorRules(**strict), Quota(6, 4))
@@ -62,6 +62,15 @@ class Guarded:
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Guarded]:
     made = Guarded(tmp_path)
+    with made.http:
+        yield made
+    made.store.close()
+
+
+@pytest.fixture
+def on_both(tmp_path: Path, store_url: str) -> Iterator[Guarded]:
+    """On SQLite and on PostgreSQL."""
+    made = Guarded(tmp_path, store_url)
     with made.http:
         yield made
     made.store.close()
@@ -127,14 +136,14 @@ def test_a_scope_allows_what_it_says(guarded: Guarded) -> None:
     assert guarded.ask("POST", f"/api/v1/jobs/{job}/cancel", admin).json()["status"]["state"] == "CANCELLED"
 
 
-def test_one_token_takes_the_place_of_another_without_a_pause(guarded: Guarded) -> None:
-    old, new = guarded.tokens["ann"], guarded.token("ann", Scope.WRITE)
-    assert [guarded.ask("GET", "/version", token).status_code for token in (old, new)] == [200, 200]
+def test_one_token_takes_the_place_of_another_without_a_pause(on_both: Guarded) -> None:
+    old, new = on_both.tokens["ann"], on_both.token("ann", Scope.WRITE)
+    assert [on_both.ask("GET", "/version", token).status_code for token in (old, new)] == [200, 200]
     first = presented(old)
     assert first is not None
-    assert guarded.store.accounts.revoke(first.id, by=LOCAL)
-    assert not guarded.store.accounts.revoke(first.id, by=LOCAL), "it has ended already"
-    assert [guarded.ask("GET", "/version", token).status_code for token in (old, new)] == [401, 200]
+    assert on_both.store.accounts.revoke(first.id, by=LOCAL)
+    assert not on_both.store.accounts.revoke(first.id, by=LOCAL), "it has ended already"
+    assert [on_both.ask("GET", "/version", token).status_code for token in (old, new)] == [401, 200]
 
 
 def test_a_secret_is_kept_nowhere(guarded: Guarded, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -249,24 +258,24 @@ def test_a_request_keeps_a_name_that_may_stand_in_a_log(guarded: Guarded) -> Non
         assert made.json()["request_id"] == made.headers["x-request-id"]
 
 
-def test_the_same_key_means_the_same_job(guarded: Guarded) -> None:
-    ann, key = guarded.tokens["ann"], {"Idempotency-Key": "k-1"}
-    first = guarded.ask("POST", "/api/v1/jobs", ann, json=PAIR, headers=key)
-    again = guarded.ask("POST", "/api/v1/jobs", ann, json={**PAIR, "seed": 0}, headers=key)
+def test_the_same_key_means_the_same_job(on_both: Guarded) -> None:
+    ann, key = on_both.tokens["ann"], {"Idempotency-Key": "k-1"}
+    first = on_both.ask("POST", "/api/v1/jobs", ann, json=PAIR, headers=key)
+    again = on_both.ask("POST", "/api/v1/jobs", ann, json={**PAIR, "seed": 0}, headers=key)
     assert (again.status_code, again.json()["id"]) == (202, first.json()["id"]), "a default said aloud is the same body"
-    other = guarded.ask("POST", "/api/v1/jobs", ann, json={**PAIR, "seed": 1}, headers=key)
+    other = on_both.ask("POST", "/api/v1/jobs", ann, json={**PAIR, "seed": 1}, headers=key)
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_conflict")
-    bobs = guarded.ask("POST", "/api/v1/jobs", guarded.tokens["bob"], json={**PAIR, "seed": 1}, headers=key)
+    bobs = on_both.ask("POST", "/api/v1/jobs", on_both.tokens["bob"], json={**PAIR, "seed": 1}, headers=key)
     assert bobs.json()["id"] != first.json()["id"], "keys are an owner's own"
-    bad = guarded.ask("POST", "/api/v1/jobs", ann, json=PAIR, headers={"Idempotency-Key": "a b"})
+    bad = on_both.ask("POST", "/api/v1/jobs", ann, json=PAIR, headers={"Idempotency-Key": "a b"})
     assert bad.status_code == 422
-    assert len(guarded.store.page(limit=9)) == 2
+    assert len(on_both.store.page(limit=9)) == 2
 
 
-def test_of_many_who_send_the_same_key_at_once_all_get_one_job(tmp_path: Path) -> None:
+def test_of_many_who_send_the_same_key_at_once_all_get_one_job(tmp_path: Path, store_url: str) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    guarded = Guarded(tmp_path)
+    guarded = Guarded(tmp_path, store_url)
     with guarded.http, ThreadPoolExecutor(16) as pool:
         sent = [
             pool.submit(
@@ -279,50 +288,50 @@ def test_of_many_who_send_the_same_key_at_once_all_get_one_job(tmp_path: Path) -
     assert len(guarded.store.page(limit=9)) == 1
 
 
-def test_the_queue_is_full_at_its_limits(guarded: Guarded) -> None:
+def test_the_queue_is_full_at_its_limits(on_both: Guarded) -> None:
     for _ in range(4):
-        guarded.submit("ann")
-    answer = guarded.ask("POST", "/api/v1/jobs", guarded.tokens["ann"], json=PAIR)
+        on_both.submit("ann")
+    answer = on_both.ask("POST", "/api/v1/jobs", on_both.tokens["ann"], json=PAIR)
     assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
     assert "4 jobs of ann wait" in answer.json()["detail"]
     assert int(answer.headers["retry-after"]) > 0
-    guarded.submit("bob")
-    last = guarded.submit("bob")
-    answer = guarded.ask("POST", "/api/v1/jobs", guarded.tokens["bob"], json=PAIR)
+    on_both.submit("bob")
+    last = on_both.submit("bob")
+    answer = on_both.ask("POST", "/api/v1/jobs", on_both.tokens["bob"], json=PAIR)
     assert "6 jobs wait" in answer.json()["detail"]
-    guarded.ask("POST", f"/api/v1/jobs/{last}/cancel", guarded.tokens["bob"])
-    guarded.submit("bob")
+    on_both.ask("POST", f"/api/v1/jobs/{last}/cancel", on_both.tokens["bob"])
+    on_both.submit("bob")
 
 
-def test_every_change_has_one_row_that_says_who(guarded: Guarded) -> None:
-    bob = guarded.tokens["bob"]
-    job = guarded.submit("bob")
+def test_every_change_has_one_row_that_says_who(on_both: Guarded) -> None:
+    bob = on_both.tokens["bob"]
+    job = on_both.submit("bob")
     path = f"/api/v1/jobs/{job}"
-    guarded.ask("PATCH", path, bob, json={"priority": 7}, headers={"X-Request-Id": "p-1"})
+    on_both.ask("PATCH", path, bob, json={"priority": 7}, headers={"X-Request-Id": "p-1"})
     for _ in range(2):
-        guarded.ask("POST", f"{path}/cancel", bob)
-    assert guarded.ask("PATCH", path, bob, json={"priority": 7}).json()["code"] == "not_queued"
-    guarded.ask("DELETE", path, bob)
-    rows = guarded.store.audit(job)
+        on_both.ask("POST", f"{path}/cancel", bob)
+    assert on_both.ask("PATCH", path, bob, json={"priority": 7}).json()["code"] == "not_queued"
+    on_both.ask("DELETE", path, bob)
+    rows = on_both.store.audit(job)
     assert [row.action for row in rows] == ["submit", "priority", "cancel", "delete"]
     assert {row.owner for row in rows} == {"bob"}
     assert rows[1].request_id == "p-1"
-    (made,) = [row for row in guarded.store.audit() if row.action == "token.create" and row.target == rows[0].token_id]
+    (made,) = [row for row in on_both.store.audit() if row.action == "token.create" and row.target == rows[0].token_id]
     assert made.owner == "local"
 
 
-def test_delete_needs_an_end_and_takes_everything_with_it(guarded: Guarded, tmp_path: Path) -> None:
-    ann = guarded.tokens["ann"]
-    answer = guarded.ask("POST", "/api/v1/jobs", ann, json=PAIR, headers={"Idempotency-Key": "k"})
+def test_delete_needs_an_end_and_takes_everything_with_it(on_both: Guarded, tmp_path: Path) -> None:
+    ann = on_both.tokens["ann"]
+    answer = on_both.ask("POST", "/api/v1/jobs", ann, json=PAIR, headers={"Idempotency-Key": "k"})
     job = answer.json()["id"]
     (tmp_path / "runs" / job / "logs").mkdir(parents=True)
-    answer = guarded.ask("DELETE", f"/api/v1/jobs/{job}", ann)
+    answer = on_both.ask("DELETE", f"/api/v1/jobs/{job}", ann)
     assert (answer.status_code, answer.json()["code"]) == (409, "not_ended")
-    guarded.ask("POST", f"/api/v1/jobs/{job}/cancel", ann)
-    assert guarded.ask("DELETE", f"/api/v1/jobs/{job}", ann).status_code == 204
-    assert guarded.ask("GET", f"/api/v1/jobs/{job}", ann).status_code == 404
+    on_both.ask("POST", f"/api/v1/jobs/{job}/cancel", ann)
+    assert on_both.ask("DELETE", f"/api/v1/jobs/{job}", ann).status_code == 204
+    assert on_both.ask("GET", f"/api/v1/jobs/{job}", ann).status_code == 404
     assert not (tmp_path / "runs" / job).exists()
-    again = guarded.ask("POST", "/api/v1/jobs", ann, json=PAIR, headers={"Idempotency-Key": "k"})
+    again = on_both.ask("POST", "/api/v1/jobs", ann, json=PAIR, headers={"Idempotency-Key": "k"})
     assert again.json()["id"] != job
 
 

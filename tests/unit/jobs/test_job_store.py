@@ -1,4 +1,5 @@
-"""The store's contract: durable rows, compare-and-set under concurrency, leases with fences, errors with a sentence."""
+"""The store's contract on SQLite and on PostgreSQL: durable rows, compare-and-set under concurrency, leases with
+fences."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from codistill.run_dir import ID_PATTERN
 from codistill.spec import JobSpec
@@ -20,7 +22,7 @@ from jobs.callers import Caller, Scope
 from jobs.errors import StoreError
 from jobs.job import Reason, new_job_id
 from jobs.status import IllegalTransition, State
-from jobs.store import Filter, LostRace, Store, Submission
+from jobs.store import Filter, LostRace, QueueFull, Quota, Store, Submission, _compare_and_set
 from jobs.store_engine import make_engine, migrate
 from tests.unit.jobs.fakes import spec
 
@@ -39,7 +41,15 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
+def store(store_url: str, clock: Clock) -> Iterator[Store]:
+    store = Store.open(store_url, clock)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path, clock: Clock) -> Iterator[Store]:
+    """On SQLite alone."""
     store = Store.open(f"sqlite:///{tmp_path / 'jobs.db'}", clock)
     yield store
     store.close()
@@ -97,9 +107,8 @@ def test_a_stale_view_loses_by_state_and_by_fence(store: Store) -> None:
     assert len(store.transitions(job.id)) == 5
 
 
-def test_of_many_movers_one_wins_also_across_processes(store: Store, tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'jobs.db'}"
-    job = store.create(JobSpec())
+def test_of_many_movers_one_wins_also_across_processes(store: Store, store_url: str) -> None:
+    url, job = store_url, store.create(JobSpec())
     program = (
         "import sys\nfrom jobs.store import Store, LostRace\nfrom jobs.status import State\n"
         f"store = Store.open({url!r}); job = store.get({job.id!r}); print('ready', flush=True); sys.stdin.readline()\n"
@@ -130,8 +139,8 @@ def test_of_many_movers_one_wins_also_across_processes(store: Store, tmp_path: P
     assert [t.state for t in store.transitions(job.id)] == [State.QUEUED, State.ADMITTED]
 
 
-def test_many_openers_at_once_make_one_schema(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'new.db'}"
+def test_many_openers_at_once_make_one_schema(store_url: str) -> None:
+    url = store_url
     program = f"from jobs.store import Store; Store.open({url!r}).close()"
     others = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) for _ in range(2)]
     with ThreadPoolExecutor(4) as pool:
@@ -194,17 +203,19 @@ def test_a_wait_is_explained_without_a_transition(store: Store) -> None:
     assert len(store.transitions(job.id)) == 1
 
 
-def test_jobs_from_before_there_were_owners_are_kept(tmp_path: Path) -> None:
+def test_jobs_from_before_there_were_owners_are_kept(store_url: str) -> None:
     """With data in: what is new is filled in."""
-    url = f"sqlite:///{tmp_path / 'old.db'}"
+    url = store_url
     engine = make_engine(url)
     migrate(engine, "0001")
     given = spec(name="old", replicas={"count": 3, "cpus": 0.5, "gpus": 0.25}, labels={"team": "a"})
     with engine.execution_options(codistill_write=True).begin() as connection:
-        connection.exec_driver_sql(
-            "INSERT INTO jobs (id, name, labels, spec, state, fence, attempts, created_at, updated_at, state_since)"
-            " VALUES ('old-aaaaaa', 'old', '{\"team\": \"a\"}', ?, 'RUNNING', 1, 1, 1.0, 2.0, 3.0)",
-            (json.dumps(given.model_dump(mode="json", exclude={"priority"})),),
+        connection.execute(
+            sa.text(
+                "INSERT INTO jobs (id, name, labels, spec, state, fence, attempts, created_at, updated_at, state_since)"
+                " VALUES ('old-aaaaaa', 'old', :labels, :spec, 'RUNNING', 1, 1, 1.0, 2.0, 3.0)"
+            ),
+            {"labels": '{"team": "a"}', "spec": json.dumps(given.model_dump(mode="json", exclude={"priority"}))},
         )
         connection.exec_driver_sql(
             "INSERT INTO transitions (job_id, state, fence, time) VALUES ('old-aaaaaa', 'QUEUED', 0, 1)"
@@ -233,6 +244,8 @@ def test_jobs_from_before_there_were_owners_are_kept(tmp_path: Path) -> None:
         (Filter(states=[State.ADMITTED]), "a"),
         (Filter(created_from=1010.0), "bc"),
         (Filter(created_from=1010.0, created_before=1020.0), "b"),
+        (Filter(name="a\0"), ""),
+        (Filter(labels={"team": "a\0"}), ""),
         (Filter(), "abc"),
     ],
 )
@@ -246,8 +259,52 @@ def test_filters(store: Store, clock: Clock, only: Filter, found: str) -> None:
     assert "".join(sorted(job.name for job in store.page(limit=9, only=only))) == found
 
 
-def test_durability_settings(store: Store, tmp_path: Path) -> None:
-    with store._database._engine.connect() as connection:
+def test_a_manager_that_is_slow_cannot_write_after_the_lease_has_moved_on(store: Store, clock: Clock) -> None:
+    """Its transaction keeps the lease where it is: whoever wants it waits, or it is refused."""
+    job = store.create(JobSpec())
+    old = store.lease.acquire("a", 5.0)
+    clock.now += 6.0
+    with ThreadPoolExecutor(1) as pool:
+        with store._database.transaction(write=True) as connection:
+            _compare_and_set(connection, job, {"state": State.ADMITTED.value}, old)
+            taken = pool.submit(store.lease.acquire, "b", 5.0)
+            with pytest.raises(TimeoutError):
+                taken.result(0.2)
+        new = taken.result(9)
+    assert new is not None
+    assert old is not None
+    assert new > old
+
+
+def test_of_many_submitters_as_many_get_in_as_may(store: Store) -> None:
+    """Counting and adding are one step: none slips in between."""
+
+    def submit(_: int) -> bool:
+        try:
+            store.submit(Submission(JobSpec()), Quota(queued=5))
+        except QueueFull:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(submit, range(24))) == 5
+    assert len(store.page(limit=99)) == 5
+
+
+def test_a_store_of_a_newer_release_is_one_sentence(store: Store, store_url: str) -> None:
+    with store._database.transaction(write=True) as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreError, match="written by a newer codistill"):
+        Store.open(store_url)
+    with store._database.transaction(write=True) as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
+
+
+# ---------------------------------------------------------------- SQLite alone
+
+
+def test_durability_settings(on_disk: Store, tmp_path: Path) -> None:
+    with on_disk._database._engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 10_000
@@ -270,9 +327,9 @@ def test_a_file_that_is_no_database_is_one_sentence(tmp_path: Path) -> None:
         Store.open(f"sqlite:///{tmp_path / 'jobs.db'}")
 
 
-def test_a_full_disk_is_one_sentence_and_nothing_is_half_written(store: Store, tmp_path: Path) -> None:
-    store.create(JobSpec())
-    with store._database._engine.connect() as connection:
+def test_a_full_disk_is_one_sentence_and_nothing_is_half_written(on_disk: Store, tmp_path: Path) -> None:
+    on_disk.create(JobSpec())
+    with on_disk._database._engine.connect() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
     # What SQLite does when the disk is full, without filling one.
     from sqlalchemy import event
@@ -280,13 +337,13 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_half_written(store: Store, t
     def limit(connection: sqlite3.Connection, *_: object) -> None:
         connection.execute(f"PRAGMA max_page_count={pages}")
 
-    event.listen(store._database._engine, "connect", limit)
-    store.close()
+    event.listen(on_disk._database._engine, "connect", limit)
+    on_disk.close()
     with pytest.raises(StoreError, match="the disk is full; free some space"):
-        [store.create(JobSpec(labels={"long": "x" * 200})) for _ in range(50)]
-    jobs = store.page(limit=100)
-    assert all(len(store.transitions(job.id)) == 1 for job in jobs)
-    assert store.move(jobs[0], State.CANCELLED).state is State.CANCELLED  # a smaller change still goes through
+        [on_disk.create(JobSpec(labels={"long": "x" * 200})) for _ in range(50)]
+    jobs = on_disk.page(limit=100)
+    assert all(len(on_disk.transitions(job.id)) == 1 for job in jobs)
+    assert on_disk.move(jobs[0], State.CANCELLED).state is State.CANCELLED  # a smaller change still goes through
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
