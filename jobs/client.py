@@ -90,6 +90,10 @@ class Client:
     def cancel(self, job_id: str) -> RemoteJob:
         return RemoteJob.from_json(self._ask("POST", f"/api/v1/jobs/{_segment(job_id)}/cancel").json())
 
+    def queue(self) -> dict[str, Any]:
+        """Who waits, in order, and what is reserved of what there is."""
+        return self._ask("GET", "/api/v1/queue").json()
+
     def logs(
         self, job_id: str, *, replica: str = "replica-0", tail: int | None = None, offset: int | None = None
     ) -> tuple[str, int]:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,28 +14,12 @@ import pytest
 from codistill import records
 from codistill.records import METRICS, Recorder
 from codistill.run_dir import RunDir, read_json
-from jobs import processes
 from jobs.status import State
 from tests.service.running import Service, lives, spec_of, title, until
 
 pytestmark = [pytest.mark.slow]
 
 GONE_S = 15
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = Service(tmp_path_factory.mktemp("service") / "home")
-    try:
-        service.start()
-        head_id = service.head.head_id
-        yield service
-    finally:
-        service.client.close()
-        done = service.down()
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr + service.log.read_text()
-    assert processes.belonging(processes.snapshot(head_id)) == []
 
 
 def test_a_job_from_post_to_its_model(service: Service) -> None:
