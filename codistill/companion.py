@@ -69,6 +69,9 @@ class Companion:
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `tensors` gave, before `begin`."""
 
+    def forget_attempts(self) -> None:
+        """What was restored is of another job, whose fences and incarnations of peers say nothing in this one."""
+
     def close(self, finished_at: int | None = None) -> None:
         """Nothing more will be asked; `finished_at` steps when the phase has come to its end."""
 

@@ -7,6 +7,7 @@ itself, so that it costs none.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from codistill.exchange.shelf import Held
 from codistill.exchange.snapshot import SnapshotId
 from codistill.randomness import Name, uniforms
 from codistill.ranks import Ranks
+from codistill.run_dir import INHERITED_FENCE
 
 
 class PredictionTeachers(Teacher):
@@ -133,6 +135,9 @@ class PredictionTeachers(Teacher):
             fence, incarnation, version = held.pop("taken").tolist()
             self._taken[int(peer)] = SnapshotId(int(peer), fence, incarnation, version)
             self._table(int(peer)).restore(held)
+
+    def forget_attempts(self) -> None:
+        self._taken = {peer: replace(who, fence=INHERITED_FENCE, incarnation=0) for peer, who in self._taken.items()}
 
     def close(self, finished_at: int | None = None) -> None:
         try:

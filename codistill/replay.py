@@ -27,6 +27,7 @@ from codistill.exchange.mailbox import MailboxLike
 from codistill.exchange.opening import Member, Shown
 from codistill.exchange.replayed import Heard, NotReplayable, ReplayedMailbox, check_kept, heard_in
 from codistill.exchange.transport import connect_files
+from codistill.inheritance import parent_of
 from codistill.replica import train_replica
 from codistill.run_dir import RunDir, StorageError
 from codistill.spec import Exchange, JobSpec, replica_name
@@ -53,6 +54,8 @@ def replay(run: RunDir, index: int) -> Verdict:
     spec, name = run.read_spec(), replica_name(index)
     if (problem := why_not(spec, index)) is not None:
         raise NotReplayable(problem)
+    if (parent := parent_of(run)) is not None:
+        raise NotReplayable(f"the run goes on from {parent}, and only a run from its first step on can be replayed")
     exported = run.export(name) / "model.safetensors"
     if not exported.exists():
         raise NotReplayable(f"{name} has no export to compare with ({exported}); only replicas that ended have one")

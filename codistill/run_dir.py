@@ -1,7 +1,7 @@
 """Where everything a job writes lives, and the only thing the service reads back.
 
     <storage>/<job id>/
-      spec.json  format_version
+      spec.json  format_version  lineage.json
       attempts/<fence>/attempt.json  environment.json  result.json
       attempts/<fence>/replicas/<replica>/  heartbeat.json  incarnation  metrics/  ledger/  logs/  predictions/
       checkpoints/<replica>/<fence>-<step>/
@@ -28,6 +28,8 @@ from codistill.spec_errors import parse_spec
 
 FORMAT_VERSION = 1
 RECORD_KINDS = ("metrics", "ledger")
+INHERITED_FENCE = 0
+"""Of what a job was given by the one that it goes on from; its own attempts count from 1."""
 ID_PATTERN = re.compile(r"^[a-z0-9][a-z0-9-]{0,62}$")
 
 

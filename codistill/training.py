@@ -36,7 +36,7 @@ from codistill.phase import Artifacts, Learner, Phase, Replica
 from codistill.randomness import seed_everything
 from codistill.ranks import Ranks
 from codistill.recipes import Recipe, open_recipe
-from codistill.run_dir import RunDir
+from codistill.run_dir import INHERITED_FENCE, RunDir
 from codistill.spec import JobSpec
 from codistill.telemetry import Telemetry
 from codistill.throughput import throughput_of
@@ -152,6 +152,9 @@ class ReplicaTraining:
             self._open_companions(phase, work)
             if resumed is not None:
                 work.restore_companions(resumed.tensors)
+                if resumed.fence == INHERITED_FENCE:
+                    for companion in work.companions.values():
+                        companion.forget_attempts()
             self.notebook.begin(phase.name, before + work.step)
             yield from train_phase(phase, work, self._batches(phase, work.step), around)
             finished_at = phase.steps

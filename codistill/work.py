@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -14,6 +15,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from codistill.checkpoint import pack_optimizer, unpack_optimizer
 from codistill.companion import Companion, Teacher
 from codistill.phase import Group, Learner, Phase, State
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,6 +49,17 @@ class OpenGroup:
             if "weight_decay" in entry:
                 entry["weight_decay"] = base_decay * decay
         scaler.step(self.optimizer)
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take back the optimizer's state, but not its settings, which are the spec's; that of another kind of
+        optimizer, out of a job that this one is a fork of, is left behind."""
+        settings = [{key: value for key, value in e.items() if key != "params"} for e in self.optimizer.param_groups]
+        if set(values["param_groups"][0]) - {"params"} != set(settings[0]):
+            log.info("the optimizer is of another kind than that of the checkpoint, and begins anew")
+            return
+        unpack_optimizer(self.optimizer, tensors, values)
+        for entry, own in zip(self.optimizer.param_groups, settings, strict=True):
+            entry.update(own)
 
 
 @dataclass
@@ -112,7 +126,7 @@ class PhaseInProgress:
         self.learner.load_state_dict(dict(tensors["learner"]))
         self.state = dict(tensors["state"])
         for name, group in self.groups.items():
-            unpack_optimizer(group.optimizer, tensors[f"optimizer.{name}"], values["optimizers"][name])
+            group.restore(tensors[f"optimizer.{name}"], values["optimizers"][name])
         if self.average is not None:
             self.average.load_state_dict(dict(tensors["average"]))
         if self.scaler.is_enabled():
