@@ -6,11 +6,14 @@ with Client("http://127.0.0.1:8700") as client:
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
@@ -33,6 +36,10 @@ class ServiceRefused(RuntimeError):
     def __init__(self, status: int, code: str, detail: str, errors: Sequence[Mapping[str, Any]] = ()) -> None:
         super().__init__(detail)
         self.status, self.code, self.errors = status, code, errors
+
+
+class DownloadDiffers(RuntimeError):
+    """What came is not what the service has."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,20 @@ class Client:
         value = spec.model_dump(mode="json") if isinstance(spec, JobSpec) else dict(spec)
         return RemoteJob.from_json(self._ask("POST", "/api/v1/jobs", json=value).json())
 
+    def resume(self, job_id: str, changes: Mapping[str, Any] | None = None, *, key: str | None = None) -> RemoteJob:
+        """A new job that goes on with the same training. `changes` is a part of a spec; the same `key` is the same
+        job."""
+        return self._go_on(job_id, "resume", changes, key)
+
+    def fork(self, job_id: str, changes: Mapping[str, Any] | None = None, *, key: str | None = None) -> RemoteJob:
+        """A new job that begins another training from the newest checkpoints."""
+        return self._go_on(job_id, "fork", changes, key)
+
+    def _go_on(self, job_id: str, way: str, changes: Mapping[str, Any] | None, key: str | None) -> RemoteJob:
+        body, headers = {"changes": dict(changes or {})}, {} if key is None else {"Idempotency-Key": key}
+        answer = self._ask("POST", f"/api/v1/jobs/{_segment(job_id)}/{way}", json=body, headers=headers)
+        return RemoteJob.from_json(answer.json())
+
     def list(self, *, limit: int = 50, cursor: int | None = None, state: State | None = None) -> dict[str, Any]:
         """{items, next_cursor}, newest first."""
         parameters = {"limit": limit, "cursor": cursor, "state": state.value if state else None}
@@ -112,6 +133,32 @@ class Client:
     def ledger(self, job_id: str, *, replica: str = "replica-0", after_step: int = -1) -> list[dict[str, Any]]:
         """Who taught `replica` in which step, and how stale."""
         return self._rows(job_id, "ledger", {"replica": replica}, after_step)
+
+    def artifacts(self, job_id: str) -> Sequence[Mapping[str, Any]]:
+        """What a job has left: {name, bytes, sha256, media_type} each."""
+        return self._ask("GET", f"/api/v1/jobs/{_segment(job_id)}/artifacts").json()["items"]
+
+    def download(self, job_id: str, artifact: Mapping[str, Any], target: Path) -> None:
+        """Write one of `artifacts` to `target`, whole or not at all. Raises `DownloadDiffers`, and `OSError`."""
+        path = f"/api/v1/jobs/{_segment(job_id)}/artifacts/{quote(artifact['name'])}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f".{target.name}.part")
+        digest = hashlib.sha256()
+        try:
+            with self._http.stream("GET", path) as answer, unfinished.open("wb") as file:
+                if answer.is_error:
+                    answer.read()
+                    raise _refused(answer)
+                for chunk in answer.iter_bytes():
+                    digest.update(chunk)
+                    file.write(chunk)
+            if artifact["sha256"] not in (None, digest.hexdigest()):
+                raise DownloadDiffers(f"{artifact['name']} came with another SHA-256 than it has; download it again")
+            unfinished.replace(target)
+        except httpx2.TransportError as error:
+            raise ServiceUnreachable(f"{self.url} stopped answering: {error or type(error).__name__}") from error
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def alive(self) -> bool:
         """Whether anybody answers; needs no token."""
@@ -158,11 +205,17 @@ class Client:
         return rows
 
     def _ask(
-        self, method: str, path: str, *, params: Mapping[str, Any] | None = None, json: Any = None
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
     ) -> httpx2.Response:
         given = {key: value for key, value in (params or {}).items() if value is not None}
         try:
-            answer = self._http.request(method, path, params=given, json=json)
+            answer = self._http.request(method, path, params=given, json=json, headers=headers)
         except (httpx2.TransportError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
             raise ServiceUnreachable(f"no service answers at {self.url}: {error or type(error).__name__}") from error
         if answer.is_error:
@@ -181,6 +234,4 @@ def _refused(answer: httpx2.Response) -> ServiceRefused:
 
 def _segment(job_id: str) -> str:
     """An id as a part of a path, whatever the user typed."""
-    from urllib.parse import quote
-
     return quote(job_id, safe="")

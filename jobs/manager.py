@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from codistill.capacity import Node
+from codistill.inheritance import NothingToGoOnFrom, begin_from
 from codistill.run_dir import RunDir, StorageError, read_json
 from jobs.decide import (
     Begin,
@@ -142,8 +143,15 @@ class Manager:
 
     def _begin(self, job: Job, fence: int, lease: int) -> None:
         """Commit the attempt before it is started: at most one driver ever runs under one fence."""
+        run = RunDir(self._storage, job.id)
         try:
-            RunDir(self._storage, job.id).create(job.spec)
+            if job.parent is None:
+                run.create(job.spec)
+            else:
+                begin_from(RunDir(self._storage, job.parent), run, job.spec)
+        except NothingToGoOnFrom as error:  # what was there when it was submitted has been taken away by hand
+            self._store.move(job, State.FAILED, reason=Reason("no_checkpoint", str(error)), lease=lease)
+            return
         except (StorageError, OSError) as error:
             self._store.move(job, State.FAILED, reason=Reason("storage", str(error)), lease=lease)
             return

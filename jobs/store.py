@@ -34,6 +34,14 @@ class KeyConflict(RuntimeError):
     """An idempotency key was used before, for another request."""
 
 
+class ParentGone(RuntimeError):
+    """The job to go on from has been deleted."""
+
+
+class StillNeeded(RuntimeError):
+    """A job that waits is to go on from this one; the message names it."""
+
+
 class QueueFull(RuntimeError):
     """As many jobs wait as may; the message says of whom."""
 
@@ -98,7 +106,7 @@ class Store:
     def submit(self, asked: Submission, quota: Quota = Quota()) -> Job:
         """The same, for a caller; what the same key has brought about before is returned, whatever became of it.
 
-        Raises `KeyConflict`, and `QueueFull`.
+        Raises `KeyConflict`, `QueueFull`, and `ParentGone`.
         """
         now, job_id = self._clock(), new_job_id(asked.spec.name)
         row: dict[str, Any] = {
@@ -121,6 +129,8 @@ class Store:
             if asked.key is not None and (earlier := _same_request(connection, asked)) is not None:
                 return earlier
             _check_room(connection, asked.by.owner, quota)
+            if asked.parent is not None:
+                _hold(connection, asked.parent)
             connection.execute(sa.insert(JOBS).values(**row))
             if asked.key is not None:
                 key = {"owner": asked.by.owner, "key": asked.key, "digest": asked.digest, "job_id": job_id}
@@ -217,7 +227,7 @@ class Store:
             return _one(connection, job.id)
 
     def delete(self, job: Job, *, by: Caller) -> None:
-        """Forget a job that has ended; the audit stays. Raises `LostRace`."""
+        """Forget a job that has ended; the audit stays. Raises `LostRace`, and `StillNeeded`."""
         if job.state not in TERMINAL:
             raise ValueError(f"{job.id} is {job.state}: only what has ended can be deleted")
         with self._database.transaction(write=True) as connection:
@@ -225,6 +235,7 @@ class Store:
             connection.execute(sa.delete(IDEMPOTENCY).where(IDEMPOTENCY.c.job_id == job.id))
             if connection.execute(sa.delete(JOBS).where(JOBS.c.id == job.id)).rowcount != 1:
                 raise LostRace(f"{job.id} is no longer there")
+            _check_not_needed(connection, job.id)  # now that nobody can add another
             note(connection, by, "delete", job.id, self._clock())
 
 
@@ -248,6 +259,22 @@ def _check_room(connection: sa.Connection, owner: str, quota: Quota) -> None:
         raise QueueFull(f"{quota.queued:,} jobs wait already, which is as many as may")
     if connection.execute(waiting.where(JOBS.c.owner == owner)).scalar_one() >= quota.queued_per_owner:
         raise QueueFull(f"{quota.queued_per_owner:,} jobs of {owner} wait already, which is as many as may")
+
+
+def _hold(connection: sa.Connection, parent: str) -> None:
+    """Keep a job from being deleted until the transaction ends."""
+    query = sa.select(JOBS.c.id).where(JOBS.c.id == parent).with_for_update()
+    if connection.execute(query).one_or_none() is None:
+        raise ParentGone(f"{parent} has just been deleted")
+
+
+def _check_not_needed(connection: sa.Connection, job_id: str) -> None:
+    """Once a job has begun it has all that it needs of its parent."""
+    waiting = [State.QUEUED.value, State.ADMITTED.value]
+    query = sa.select(JOBS.c.id).where(JOBS.c.parent == job_id, JOBS.c.state.in_(waiting)).order_by(JOBS.c.seq)
+    children = connection.execute(query).scalars().all()
+    if children:
+        raise StillNeeded(f"{children[0]} is to go on from it and has not begun")
 
 
 def _conditions(only: Filter) -> list[sa.ColumnElement[bool]]:

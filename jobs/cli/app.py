@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from jobs.cli import compare, data, demo, local, remote, server, token, watch
+from jobs.cli import compare, data, demo, lineage, local, remote, server, token, watch
 
 app = typer.Typer(
     name="codistill",
@@ -29,6 +29,9 @@ for verb in (
     watch.watch,
     remote.wait,
     remote.cancel,
+    lineage.resume,
+    lineage.fork,
+    lineage.export,
     compare.compare,
     local.replay,
     local.schema,

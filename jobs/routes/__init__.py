@@ -10,8 +10,10 @@ import codistill
 from jobs.door import Door
 from jobs.problems import PROBLEM_TYPE, install_problem_handlers
 from jobs.routes import shapes
+from jobs.routes.artifacts import artifact_routes
 from jobs.routes.backend import Backend
 from jobs.routes.facts import fact_routes
+from jobs.routes.lineage import lineage_routes
 from jobs.routes.reading import reading_routes
 from jobs.routes.records import record_routes
 from jobs.routes.submission import submission_routes
@@ -33,7 +35,7 @@ def build_api(backend: Backend) -> FastAPI:
         responses=dict.fromkeys(("4XX", "5XX"), _PROBLEM),
     )
     install_problem_handlers(app)
-    for routes in (submission_routes, reading_routes, record_routes, fact_routes):
+    for routes in (submission_routes, lineage_routes, reading_routes, record_routes, artifact_routes, fact_routes):
         app.include_router(routes(backend))
     app.add_middleware(Door, rules=backend.rules, find_token=backend.store.accounts.find)
     return app

@@ -37,6 +37,22 @@ SPEC_BODY: dict[str, Any] = {
     }
 }
 """A spec as a body: it is parsed by us and not by the framework, so that errors name the key and what is allowed."""
+CHANGES_EXAMPLE = {"changes": {"training": {"steps": 1200}, "labels": {"again": "1"}}}
+CHANGES_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": False,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"changes": {"type": "object", "description": "A part of a spec"}},
+                    "additionalProperties": False,
+                },
+                "examples": {"longer": {"value": CHANGES_EXAMPLE}},
+            }
+        },
+    }
+}
 
 
 def _example(value: dict[str, Any]) -> ConfigDict:
@@ -201,6 +217,33 @@ class Rows(BaseModel):
     items: list[dict[str, Any]]
     next_after_step: int | None
     """What to send as after_step for more; None when there are none now."""
+
+
+_ARTIFACT = {
+    "name": "export/replica-0/model.safetensors",
+    "bytes": 14312,
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "media_type": "application/octet-stream",
+}
+
+
+class Artifact(BaseModel):
+    """A file that a job has left."""
+
+    model_config = _example(_ARTIFACT)
+
+    name: str
+    bytes: int
+    sha256: str | None
+    media_type: str
+
+
+class Artifacts(BaseModel):
+    """All of them, in the order of names."""
+
+    model_config = _example({"items": [_ARTIFACT]})
+
+    items: list[Artifact]
 
 
 class Waiting(BaseModel):

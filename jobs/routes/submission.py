@@ -23,7 +23,7 @@ from jobs.routes import shapes
 from jobs.routes.backend import Backend, Reader, Writer
 from jobs.status import TERMINAL, State
 from jobs.storage import check_storage
-from jobs.store import KeyConflict, LostRace, QueueFull, Submission
+from jobs.store import KeyConflict, LostRace, ParentGone, QueueFull, StillNeeded, Submission
 
 CANCEL_REASON = Reason("cancel_requested", "a user asked for it")
 QUEUE_RETRY_S = 10.0
@@ -91,6 +91,8 @@ def submission_routes(backend: Backend) -> APIRouter:
             backend.store.delete(job, by=caller)
         except LostRace:
             raise ApiProblem(404, "no_such_job", "the job has just been deleted") from None
+        except StillNeeded as error:
+            raise ApiProblem(409, "still_needed", f"{error}; cancel that one first, or wait until it runs") from None
         shutil.rmtree(backend.run_of(job).root, ignore_errors=True)
         return Response(status_code=204)
 
@@ -126,6 +128,8 @@ def add(backend: Backend, asked: Submission) -> Job:
         raise ApiProblem(422, "idempotency_conflict", f"Idempotency-Key: {error}; send another key") from None
     except QueueFull as error:
         raise too_often(str(error), QUEUE_RETRY_S, code="queue_full") from None
+    except ParentGone as error:
+        raise ApiProblem(404, "no_such_job", str(error)) from None
 
 
 def digest_of(spec: JobSpec, *more: str | None) -> str:
