@@ -28,10 +28,13 @@ from jobs.errors import StoreError
 from jobs.problems import ApiProblem, problem_response
 from jobs.rate import Buckets, Rate
 
-OPEN = frozenset({"/healthz"})
-"""Paths for everybody, of which nothing is learned but that somebody is there."""
-OPEN_PREFIX = "/static/"
-"""The page's own files, the same for everybody."""
+OPEN = frozenset({"/healthz", "/", "/compare", "/queue", "/submit"})
+"""Paths for everybody, of which nothing is learned but that somebody is there. The pages among them hold no data: a
+browser sends no token with an address, so their scripts ask for one, and for the data with it."""
+OPEN_PREFIXES = ("/static/", "/jobs/")
+"""The page's own files, and the page of a job: the same for every id, whether there is such a job or not."""
+CHANGES_NOTHING = frozenset({"/api/v1/jobs:validate"})
+"""Counted among the reads, though posted: a form asks there as often as somebody types."""
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -98,11 +101,12 @@ class Door:
         path = request.url.path
         if not self._rules.needs_token:
             return LOCAL
-        if path in OPEN or path.startswith(OPEN_PREFIX):
+        if path in OPEN or path.startswith(OPEN_PREFIXES):
             return Caller("nobody", Scope.READ)
         token = await self._token(request)
-        rate = self._rules.writes if request.method in UNSAFE else self._rules.reads
-        self._take((token.id, request.method in UNSAFE), rate, "this token asks too often")
+        writes = request.method in UNSAFE and path not in CHANGES_NOTHING
+        rate = self._rules.writes if writes else self._rules.reads
+        self._take((token.id, writes), rate, "this token asks too often")
         return Caller(token.owner, token.scope, token.id)
 
     async def _token(self, request: Request) -> Token:

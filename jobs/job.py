@@ -91,3 +91,13 @@ class Transition:
     fence: int
     reason: Reason | None
     time: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """A transition as the service tells of it to whoever listens."""
+
+    seq: int
+    """Order of all changes of all jobs, ascending."""
+    job_id: str
+    transition: Transition

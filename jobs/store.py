@@ -19,7 +19,7 @@ from jobs.accounts import Accounts
 from jobs.audit import AuditRow, note, rows_of
 from jobs.callers import LOCAL, Caller
 from jobs.database import Database
-from jobs.job import Job, Reason, Transition, new_job_id
+from jobs.job import Change, Job, Reason, Transition, new_job_id
 from jobs.lease import Lease
 from jobs.queue import Standing
 from jobs.status import TERMINAL, State, check
@@ -169,7 +169,28 @@ class Store:
         query = sa.select(TRANSITIONS).where(TRANSITIONS.c.job_id == job_id).order_by(TRANSITIONS.c.seq)
         with self._database.transaction() as connection:
             rows = connection.execute(query).all()
-        return [Transition(State(r.state), r.fence, Reason.from_json(r.reason), r.time) for r in rows]
+        return [_transition(row) for row in rows]
+
+    def changes(
+        self, after_seq: int, *, owner: str | None = None, job_id: str | None = None, limit: int = 500
+    ) -> list[Change]:
+        """At most `limit` transitions after `after_seq`, oldest first: of one job, of one owner's jobs, or of all.
+
+        On PostgreSQL two transactions may commit in the other order than they were numbered; whoever was between them
+        misses the first. What is told beside it, a job's state, is then true all the same.
+        """
+        query = sa.select(TRANSITIONS).where(TRANSITIONS.c.seq > after_seq).order_by(TRANSITIONS.c.seq).limit(limit)
+        if job_id is not None:
+            query = query.where(TRANSITIONS.c.job_id == job_id)
+        if owner is not None:
+            query = query.join(JOBS, JOBS.c.id == TRANSITIONS.c.job_id).where(JOBS.c.owner == owner)
+        with self._database.transaction() as connection:
+            return [Change(row.seq, row.job_id, _transition(row)) for row in connection.execute(query)]
+
+    def newest_change(self) -> int:
+        """Number of the last transition; 0 when there was none."""
+        with self._database.transaction() as connection:
+            return connection.execute(sa.select(sa.func.max(TRANSITIONS.c.seq))).scalar_one() or 0
 
     def audit(self, target: str | None = None) -> list[AuditRow]:
         """Who changed what, oldest first."""
@@ -310,6 +331,10 @@ def _log(connection: sa.Connection, job_id: str, state: State, fence: int, reaso
 
 def _one(connection: sa.Connection, job_id: str) -> Job:
     return _job(connection.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).one())
+
+
+def _transition(row: sa.Row[Any]) -> Transition:
+    return Transition(State(row.state), row.fence, Reason.from_json(row.reason), row.time)
 
 
 def _json(reason: Reason | None) -> dict[str, Any] | None:

@@ -53,9 +53,9 @@ def full(
     value["status"] |= {
         "fence": job.fence,
         "degraded": bool(result and result.get("degraded")),
-        "progress": _progress(job, beats),
+        "progress": progress(job, beats),
         "replicas": [_replica(name, beats.get(name), now) for name in replica_names(job)],
-        "transitions": [_transition(t) for t in transitions],
+        "transitions": [transition_view(t) for t in transitions],
     }
     value["result"] = result
     return finite(value)
@@ -67,7 +67,8 @@ def replica_names(job: Job) -> list[str]:
     return [replica_name(index, arm) for arm in spec.arms for index in range(spec.replicas.count)]
 
 
-def _progress(job: Job, beats: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def progress(job: Job, beats: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Over all replicas."""
     spec = job.spec
     phases = {str(beat.get("phase")) for beat in beats.values() if beat.get("phase")}
     return {
@@ -84,7 +85,8 @@ def _replica(name: str, beat: Mapping[str, Any] | None, now: float) -> dict[str,
     return dict(beat) | {"replica": name, "seconds_since_beat": round(max(0.0, now - float(beat["time"])), 3)}
 
 
-def _transition(transition: Transition) -> dict[str, Any]:
+def transition_view(transition: Transition) -> dict[str, Any]:
+    """One change of state."""
     return {
         "state": transition.state.value,
         "fence": transition.fence,

@@ -1,4 +1,4 @@
-"""The whole HTTP interface: the door, and behind it the routes."""
+"""The whole HTTP interface: the door, and behind it the routes and the page."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from fastapi import FastAPI
 
 import codistill
 from jobs.door import Door
+from jobs.page.routes import page_routes, static_files
 from jobs.problems import PROBLEM_TYPE, install_problem_handlers
 from jobs.routes import shapes
 from jobs.routes.artifacts import artifact_routes
 from jobs.routes.backend import Backend
+from jobs.routes.events import event_routes
 from jobs.routes.facts import fact_routes
 from jobs.routes.lineage import lineage_routes
 from jobs.routes.reading import reading_routes
@@ -35,7 +37,17 @@ def build_api(backend: Backend) -> FastAPI:
         responses=dict.fromkeys(("4XX", "5XX"), _PROBLEM),
     )
     install_problem_handlers(app)
-    for routes in (submission_routes, lineage_routes, reading_routes, record_routes, artifact_routes, fact_routes):
+    for routes in (
+        submission_routes,
+        lineage_routes,
+        reading_routes,
+        record_routes,
+        event_routes,
+        artifact_routes,
+        fact_routes,
+    ):
         app.include_router(routes(backend))
+    app.include_router(page_routes(needs_token=backend.rules.needs_token))
+    app.mount("/static", static_files(), name="static")
     app.add_middleware(Door, rules=backend.rules, find_token=backend.store.accounts.find)
     return app

@@ -23,6 +23,16 @@ from jobs.views import full, summary
 
 
 @dataclass(frozen=True)
+class EventTimes:
+    """Of a stream of events."""
+
+    poll_s: float = 1.0
+    """Between two looks at the store and the heartbeats."""
+    stream_s: float = 60.0
+    """Then it ends, and a listener comes back with what it saw last: a token that was revoked is out by then."""
+
+
+@dataclass(frozen=True)
 class Backend:
     """What the routes stand on."""
 
@@ -32,6 +42,7 @@ class Backend:
     """Living nodes of the cluster."""
     rules: DoorRules = field(default_factory=DoorRules)
     quota: Quota = field(default_factory=Quota)
+    events: EventTimes = field(default_factory=EventTimes)
 
     def run_of(self, job: Job) -> RunDir:
         return RunDir(self.storage, job.id)

@@ -204,19 +204,66 @@ class Validated(BaseModel):
     spec: JobSpec
 
 
+class Thinned(BaseModel):
+    """That rows were left out, and how many were there."""
+
+    model_config = _example({"rows": 100_000, "kept": 1_800})
+
+    rows: int
+    kept: int
+
+
+_ROWS: dict[str, Any] = {
+    "items": [{"step": 10, "fence": 1, "incarnation": 0, "name": "train/loss", "value": 1.25}],
+    "next_after_step": None,
+    "thinned": None,
+}
+
+
 class Rows(BaseModel):
     """Rows of a table, ascending by step."""
 
-    model_config = _example(
-        {
-            "items": [{"step": 10, "fence": 1, "incarnation": 0, "name": "train/loss", "value": 1.25}],
-            "next_after_step": None,
-        }
-    )
+    model_config = _example(_ROWS)
 
     items: list[dict[str, Any]]
     next_after_step: int | None
     """What to send as after_step for more; None when there are none now."""
+    thinned: Thinned | None
+    """None when every row is there."""
+
+
+class Heard(BaseModel):
+    """How often a replica met a teacher's snapshots, over all steps."""
+
+    model_config = _example({"teacher": "replica-1", "verdict": "accepted", "rows": 360, "bytes_received": 1_206_912})
+
+    teacher: str | None
+    verdict: str
+    rows: int
+    bytes_received: int
+
+
+class LedgerRows(Rows):
+    """Rows of the ledger, and their sums."""
+
+    model_config = _example({**_ROWS, "items": [], "totals": []})
+
+    totals: list[Heard]
+    """Of all rows, whatever was asked for."""
+
+
+class Disagreement(BaseModel):
+    """How much the models of one job differ on the test set."""
+
+    model_config = _example(
+        {"replicas": ["replica-0", "replica-1"], "flips": [[0.0, 0.02], [0.02, 0.0]], "missing": []}
+    )
+
+    replicas: list[str]
+    flips: list[list[float]]
+    """Share of samples whose most likely class differs, of every pair."""
+    missing: list[str]
+    """Replicas that have not written down what they predict; they do so when they end."""
 
 
 _ARTIFACT = {

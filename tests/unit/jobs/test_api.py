@@ -382,7 +382,8 @@ def test_metrics_come_once_per_step_and_name(service: Service) -> None:
         (4, "train/task_loss", 4.2), (4, "eval/accuracy", None),
     }  # fmt: skip
     assert service.get(f"/{job_id}/metrics", names="no/such")["items"] == []
-    assert service.get(f"/{job_id}/metrics", replica="replica-1") == {"items": [], "next_after_step": None}
+    nothing = service.get(f"/{job_id}/metrics", replica="replica-1")
+    assert nothing == {"items": [], "next_after_step": None, "thinned": None}
 
 
 def test_many_rows_come_in_whole_steps(service: Service) -> None:

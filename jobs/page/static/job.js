@@ -1,0 +1,204 @@
+// One job: state, replicas, charts of what it has written, logs, what happened, spec.
+
+import { ask, askJson, listen } from "./api.js";
+import { Chart } from "./charts.js";
+import { $, age, bar, bytes, chip, clock, duration, h, live, number, oneAtATime, problem, setRows, show, since, sure, TERMINAL, whole } from "./dom.js";
+import { Log } from "./logs.js";
+import { drawDisagreement, drawPeers } from "./peers.js";
+import { Records } from "./records.js";
+
+const id = decodeURIComponent(location.pathname.split("/").at(-1));
+const path = `/api/v1/jobs/${encodeURIComponent(id)}`;
+const records = new Map();
+const log = new Log(encodeURIComponent(id));
+let job = null;
+let drawnAtEnd = false;
+
+document.title = `${id} · codistill`;
+$("name").textContent = id;
+$("again").href = `/submit?${new URLSearchParams({ from: id })}`;
+
+const area = $("charts");
+const wide = (element) => { element.classList.add("wide"); return element; };
+const sync = "steps";
+const charts = {
+  loss: new Chart(area, { title: "Loss in training", hint: "Of the labels (solid) and of what the teachers say (dashed).", log: true, sync }),
+  weight: new Chart(area, { title: "Weight of distillation", hint: "0 until burn-in has ended.", height: 110, sync }),
+  evaluated: new Chart(area, { title: "Log loss on validation", sync }),
+  accuracy: new Chart(area, { title: "Accuracy on validation", sync }),
+  offset: new Chart(area, { title: "Staleness of teachers", hint: "Steps by which a snapshot was behind whoever learned from it (solid), and behind the teacher itself (dashed).", sync }),
+  bytes: new Chart(area, { title: "Bytes received", hint: "Of snapshots of others, since the replica began.", unit: "bytes", sync }),
+  step: new Chart(area, { title: "Seconds per step", log: true, sync }),
+};
+const card = (labelledby) => area.appendChild(h("section", { class: "card", "aria-labelledby": labelledby, hidden: true }));
+const disagreement = card("disagreement-title");
+const peers = wide(card("peers-title"));
+const exchange = wide(card("exchange-title"));
+wide(charts.loss.box);
+wide(charts.weight.box);
+
+const loadJob = oneAtATime(async () => {
+  job = await askJson(path);
+  drawJob();
+  if (TERMINAL.has(job.status.state)) { live(true, "ended"); await loadRecords(); }
+});
+
+const loadRecords = oneAtATime(async () => {
+  const ended = TERMINAL.has(job.status.state);
+  if (drawnAtEnd) return;
+  await Promise.all([...records.values()].map((record) => record.fetch()));
+  drawCharts();
+  drawDisagreement(disagreement, ended ? await askJson(`${path}/disagreement`) : null, job.spec.replicas.count);
+  drawnAtEnd = ended;
+});
+
+function drawJob() {
+  const { status, spec } = job;
+  const labels = Object.entries(job.labels).map(([key, value]) => h("span", { class: "label" }, `${key}=${value}`));
+  $("facts").replaceChildren(chip(status.state), ...(status.degraded ? [h("span", { class: "chip recovering" }, "degraded")] : []),
+    h("span", {}, `${spec.method.kind.replaceAll("_", " ")} · ${spec.recipe.kind} · ${spec.replicas.count} replica${spec.replicas.count === 1 ? "" : "s"}`),
+    h("span", {}, `by ${job.owner}`), h("span", { title: clock(job.created_at) }, `${age(since(job.created_at))} ago`),
+    ...(job.parent ? [h("a", { href: `/jobs/${job.parent}` }, `from ${job.parent}`)] : []), ...labels);
+  show($("why"), Boolean(status.reason));
+  if (status.reason) $("why").textContent = status.reason.message;
+  $("why").className = status.state === "FAILED" ? "note bad" : "note";
+  drawActions(status.state);
+  const { completed, total } = status.progress;
+  $("progress").replaceChildren(bar(completed, total, `${whole(completed)} of ${whole(total)} steps${status.progress.phase ? `, ${status.progress.phase}` : ""}`));
+  setRows($("replicas"), status.replicas.map(replicaRow));
+  setRows($("changes"), status.transitions.map((change, i) => h("tr", { "data-key": String(i) },
+    h("td", { class: "nowrap" }, clock(change.time)), h("td", {}, chip(change.state)), h("td", { class: "number" }, change.fence || "–"), h("td", {}, change.reason?.message ?? ""))));
+  drawTime();
+  $("spec").textContent = JSON.stringify(spec, null, 2);
+  const names = status.replicas.map((replica) => replica.replica);
+  for (const name of names) if (!records.has(name)) records.set(name, new Records(encodeURIComponent(id), name));
+  log.show([...names, "driver"], TERMINAL.has(status.state));
+}
+
+function replicaRow(replica) {
+  const { step, steps } = replica;
+  const hears = (replica.teachers ?? []).map((t) => `${t.teacher} (offset ${t.offset_steps}${t.quarantined ? ", in quarantine" : ""})`).join(", ");
+  return h("tr", { "data-key": replica.replica },
+    h("td", {}, replica.replica),
+    h("td", {}, replica.state ?? h("span", { class: "quiet" }, "not begun")),
+    h("td", {}, step === null ? "–" : bar(step, steps, `${whole(step)} of ${whole(steps)}`)),
+    h("td", { class: "number" }, number(replica.loss)),
+    h("td", { class: "number" }, number(replica.metrics?.["eval/accuracy"])),
+    h("td", {}, hears || "–"),
+    h("td", {}, replica.node ?? "–"),
+    h("td", { class: "number" }, replica.incarnation === undefined ? "–" : String(replica.incarnation + 1)),
+    h("td", { class: "number" }, replica.seconds_since_beat === null || TERMINAL.has(job.status.state) ? "–" : age(replica.seconds_since_beat)));
+}
+
+function drawActions(state) {
+  const wanted = TERMINAL.has(state) ? "delete" : state === "CANCELLING" ? "cancelling" : "cancel";
+  if ($("actions").dataset.wanted === wanted) return;
+  $("actions").dataset.wanted = wanted;
+  $("actions").replaceChildren(h("a", { class: "button", href: `/compare?${new URLSearchParams({ ids: id })}` }, "Compare"), {
+    cancel: h("button", { class: "danger", onclick: cancel }, "Cancel"),
+    cancelling: h("button", { class: "danger", disabled: true }, "Cancelling…"),
+    delete: h("button", { class: "danger", onclick: remove }, "Delete"),
+  }[wanted]);
+}
+
+async function cancel() {
+  if (!await sure("Cancel this job?", "Its replicas write a last checkpoint and end.", "Cancel the job")) return;
+  try {
+    await ask(`${path}/cancel`, { method: "POST" });
+  } catch (error) { problem(error); return; }
+  loadJob();
+}
+
+async function remove() {
+  if (!await sure("Delete this job?", "Its metrics, logs, checkpoints and models are removed from the disk.", "Delete the job")) return;
+  try {
+    await ask(path, { method: "DELETE" });
+    location.href = "/";
+  } catch (error) { problem(error); }
+}
+
+/** How long the job was in each state, stacked. */
+function drawTime() {
+  const changes = job.status.transitions;
+  const spent = new Map();
+  changes.forEach((change, i) => {
+    if (TERMINAL.has(change.state)) return;
+    const until = i + 1 < changes.length ? Date.parse(changes[i + 1].time) : Date.now();
+    spent.set(change.state, (spent.get(change.state) ?? 0) + (until - Date.parse(change.time)) / 1000);
+  });
+  const total = [...spent.values()].reduce((sum, s) => sum + s, 0);
+  if (total <= 0) return;
+  let x = 0;
+  const ns = "http://www.w3.org/2000/svg";
+  const picture = document.createElementNS(ns, "svg");
+  for (const [name, value] of [["viewBox", "0 0 1000 12"], ["preserveAspectRatio", "none"], ["class", "time"], ["role", "img"], ["aria-label", "Time in each state"]]) picture.setAttribute(name, value);
+  for (const [state, seconds] of spent) {
+    const part = document.createElementNS(ns, "rect");
+    const width = (1000 * seconds) / total;
+    for (const [name, value] of [["x", x], ["y", 0], ["width", width], ["height", 12], ["class", `fill ${state.toLowerCase()}`]]) part.setAttribute(name, value);
+    picture.append(part);
+    x += width;
+  }
+  $("time").replaceChildren(picture, h("ul", { class: "legend" }, ...[...spent].map(([state, seconds]) => h("li", {}, h("i", { class: `key fill ${state.toLowerCase()}` }), state.toLowerCase(), " ", h("b", {}, duration(seconds))))));
+}
+
+function drawCharts() {
+  const own = [...records.values()];
+  const thinned = own.some((record) => record.thinned);
+  for (const chart of Object.values(charts)) chart.end = job.status.progress.total / job.status.replicas.length;
+  const lines = (name, dash) => own.map((record, index) => ({ label: record.replica, index, dash, series: record.series(name) }));
+  const task = lines("train/task_loss").map((line) => ({ ...line, label: `${line.label} labels` }));
+  const distill = lines("train/distill_loss", [5, 4]).map((line) => ({ ...line, label: `${line.label} teachers` }));
+  charts.loss.draw([...task, ...distill], thinned);
+  charts.weight.draw(lines("distill/weight"), thinned);
+  charts.evaluated.draw(lines("eval/log_loss"), thinned);
+  charts.accuracy.draw(lines("eval/accuracy"), thinned);
+  const edges = own.flatMap((record, index) => [...record.teachers].map(([teacher, ages]) => ({ record, index, teacher, ...ages })));
+  charts.offset.draw([
+    ...edges.map((edge) => ({ label: `${edge.record.replica} hears ${edge.teacher}`, index: edge.index, series: edge.offset })),
+    ...edges.map((edge) => ({ label: `lag of ${edge.teacher}`, index: edge.index, dash: [5, 4], series: edge.lag })),
+  ], thinned);
+  charts.bytes.draw(lines("exchange/bytes_received"), thinned);
+  charts.step.draw(lines("time/step_s"), thinned);
+  drawPeers(peers, own.map((record) => record.replica).filter((name) => name.startsWith("replica-")), own.flatMap(heard));
+  drawExchange(own);
+}
+
+/** Of each teacher of a replica: steps taught, bytes, snapshots refused. */
+function heard(record) {
+  const byTeacher = new Map();
+  for (const { teacher, verdict, rows, bytes_received } of record.totals) {
+    if (teacher === null) continue;
+    const edge = byTeacher.get(teacher) ?? { from: teacher, to: record.replica, rows: 0, bytes: 0, refused: 0 };
+    edge.bytes += bytes_received;
+    if (verdict === "accepted") edge.rows += rows; else edge.refused += rows;
+    byTeacher.set(teacher, edge);
+  }
+  return [...byTeacher.values()];
+}
+
+const COUNTED = [["bytes_sent", "Sent", bytes], ["bytes_received", "Received", bytes], ["rejected", "Refused", whole], ["unavailable", "Not to be had", whole], ["skipped", "Replaced unsent", whole], ["missed", "Never used", whole], ["quarantined", "In quarantine", whole]];
+
+function drawExchange(own) {
+  const those = own.filter((record) => record.metrics.has("exchange/bytes_sent"));
+  exchange.hidden = those.length === 0;
+  if (exchange.hidden) return;
+  const table = h("table", {}, h("caption", { class: "unseen" }, "What the exchange has counted"),
+    h("thead", {}, h("tr", {}, h("th", {}, "Replica"), ...COUNTED.map(([, title]) => h("th", { class: "number" }, title)))),
+    h("tbody", {}, ...those.map((record) => h("tr", {}, h("td", {}, record.replica), ...COUNTED.map(([name, , text]) => {
+      const value = record.series(`exchange/${name}`).last;
+      return h("td", { class: "number" }, value === null ? "–" : text(value));
+    })))));
+  exchange.replaceChildren(h("h2", { id: "exchange-title" }, "Exchange"), h("p", { class: "hint" }, "Counted over the whole job; what is missing is counted, too."), h("div", { class: "scroll" }, table));
+}
+
+await loadJob();
+if (job !== null && !TERMINAL.has(job.status.state)) {
+  await loadRecords();
+  let due;
+  listen(`${path}/events`, (name) => {
+    if (name === "state") loadJob();
+    // Records are written every two seconds; a burst of events is one look at them.
+    due ??= setTimeout(async () => { due = undefined; await loadJob(); await loadRecords(); }, 1000);
+  }, { over: () => TERMINAL.has(job.status.state), state: (is) => { if (!TERMINAL.has(job.status.state)) live(is); } });
+}
