@@ -19,10 +19,15 @@ def run(arguments: list[str]) -> int:
     import typer
 
     from jobs.cli.app import app
+    from jobs.cli.completion import COMPLETE_VARIABLE
 
     # Typer has brought its own copy of click since 0.20: its classes are reached through typer, whichever it is.
     _bad_parameter, _usage_error, any_usage_error, *_ = typer.BadParameter.__mro__
 
+    if COMPLETE_VARIABLE in os.environ:
+        from typer.completion import completion_init  # pyright: ignore[reportPrivateImportUsage]
+
+        completion_init()  # the app has no option for it, which is where typer would call it
     try:
         code = app(arguments, prog_name="codistill", standalone_mode=False)
         if code == Exit.INTERRUPTED:  # what some versions of typer make of Ctrl-C

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from jobs.cli import compare, data, demo, lineage, local, remote, server, token, watch
+from jobs.cli import (
+    backup,
+    compare,
+    completion,
+    data,
+    demo,
+    doctor,
+    lineage,
+    local,
+    manage,
+    offers,
+    remote,
+    server,
+    token,
+    watch,
+)
 
 app = typer.Typer(
     name="codistill",
@@ -32,9 +47,19 @@ for verb in (
     lineage.resume,
     lineage.fork,
     lineage.export,
+    manage.queue,
+    manage.priority,
+    manage.delete,
+    manage.prune,
+    backup.backup,
+    backup.restore,
     compare.compare,
     local.replay,
+    offers.methods,
+    offers.recipes,
     local.schema,
+    doctor.doctor,
+    completion.completion,
 ):
     name = "list" if verb is remote.list_jobs else verb.__name__
     app.command(name)(verb)

@@ -15,7 +15,7 @@ from codistill.data.catalog import Dataset, find_dataset, list_datasets
 from codistill.data.catalog import register as register_location
 from codistill.data.home import DataError, data_home
 from jobs.cli.exits import CommandError, Exit
-from jobs.cli.output import Format, emit, emit_json, say, table
+from jobs.cli.output import Format, emit, emit_data, say, table
 
 data = typer.Typer(help="Data sets: import, list, show.", no_args_is_help=True)
 register = typer.Typer(help="Give names to data sets and models that are elsewhere.", no_args_is_help=True)
@@ -55,8 +55,8 @@ def list_data(output: Output = Format.TABLE) -> int:
         found, problems = list_datasets()
     for problem in problems:
         say(f"note: {problem}")
-    if output is Format.JSON:
-        emit_json([_summary(dataset) for dataset in found])
+    if output is not Format.TABLE:
+        emit_data([_summary(dataset) for dataset in found], output)
     elif found:
         rows = [[d.name, f"{d.card.rows:,}", _megabytes(d.card), d.card.licence, d.directory] for d in found]
         emit(table(["NAME", "ROWS", "SIZE", "LICENCE", "WHERE"], rows))
@@ -75,9 +75,10 @@ def show_data(
     with _told(Exit.USAGE):
         dataset = find_dataset(_checked(name))
     problems = dataset.problems() if verify else []
-    if output is Format.JSON:
+    if output is not Format.TABLE:
         verified = {"verified": not problems, "problems": problems} if verify else {}
-        emit_json({**dataset.card.model_dump(mode="json"), "directory": str(dataset.directory), **verified})
+        facts = {**dataset.card.model_dump(mode="json"), "directory": str(dataset.directory), **verified}
+        emit_data(facts, output)
     else:
         emit(_described(dataset))
     if problems:

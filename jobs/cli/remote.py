@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.cli.exits import CommandError, Exit, exit_of
-from jobs.cli.output import Format, emit, emit_json, plain, say, table
-from jobs.cli.service import JobId, Url, connect, describe, tell_end, why
+from jobs.cli.output import Format, emit, emit_data, plain, say, table
+from jobs.cli.service import JobId, Url, connect, describe, labels_of, since_when, tell_end, why
 from jobs.status import State
 
 if TYPE_CHECKING:
@@ -41,16 +42,28 @@ def submit(
 
 
 def list_jobs(
-    state: Annotated[State | None, typer.Option(help="Only jobs in this state")] = None,
+    state: Annotated[list[State] | None, typer.Option(help="Only jobs in this state; once for each")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Only jobs with this label; all of them", metavar="K=V")
+    ] = None,
+    owner: Annotated[str | None, typer.Option(help="Only jobs of this owner")] = None,
+    name: Annotated[str | None, typer.Option(help="Only jobs of this name")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only jobs submitted since: 90m, 36h, 7d, or a date", metavar="WHEN")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many")] = 50,
     output: Output = Format.TABLE,
     url: Url = None,
 ) -> int:
     """Jobs of the service, newest first."""
+    from jobs.client import Wanted
+
+    created_from = None if since is None else since_when(since, datetime.now(UTC))
+    wanted = Wanted(state or (), labels_of(label or ()), owner, name, created_from=created_from)
     with connect(url) as client:
-        page = client.list(limit=limit, state=state)
-    if output is Format.JSON:
-        emit_json(page)
+        page = client.list(limit=limit, wanted=wanted)
+    if output is not Format.TABLE:
+        emit_data(page, output)
         return Exit.DONE
     rows = [
         (item["id"], item["status"]["state"], item["status"]["attempts"], item["created_at"], why(item["status"]))
@@ -66,10 +79,10 @@ def show(job: JobId, output: Output = Format.TABLE, url: Url = None) -> int:
     """Everything the service knows about a job."""
     with connect(url) as client:
         found = client.show(job)
-    if output is Format.JSON:
-        emit_json(found.value)
-    else:
+    if output is Format.TABLE:
         emit(describe(found))
+    else:
+        emit_data(found.value, output)
     return Exit.DONE
 
 

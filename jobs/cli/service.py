@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jobs.cli.exits import CommandError, Exit
 from jobs.cli.output import number, plain, say, service_url, table
 
 if TYPE_CHECKING:
     from jobs.client import Client, RemoteJob
 
 Url = Annotated[str | None, typer.Option("--url", help="Address of the service [env: CODISTILL_URL]", metavar="URL")]
+_LONG_AGO_MINUTES = 365 * 24 * 60 * 20
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job")]
 
 
@@ -20,6 +25,29 @@ def connect(url: str | None) -> Client:
     from jobs.client import Client
 
     return Client(url or service_url(), token=os.environ.get("CODISTILL_TOKEN"))
+
+
+def labels_of(texts: Sequence[str]) -> dict[str, str]:
+    """What `--label K=V`, once for each, asks for. Raises `CommandError`."""
+    pairs = [text.partition("=") for text in texts]
+    for key, equals, value in pairs:
+        if not (key and equals):
+            raise CommandError(f"--label {key}{equals}{value}: write KEY=VALUE, such as --label team=a", Exit.USAGE)
+    return {key: value for key, _, value in pairs}
+
+
+def since_when(text: str, now: datetime) -> str:
+    """The time, as RFC 3339 has it, that `90m`, `36h`, `7d` ago, or a date, means. Raises `CommandError`."""
+    ago = re.fullmatch(r"(\d{1,6})([mhd])", text)
+    if ago is not None:
+        minutes = int(ago[1]) * {"m": 1, "h": 60, "d": 24 * 60}[ago[2]]
+        return (now - timedelta(minutes=min(minutes, _LONG_AGO_MINUTES))).isoformat()
+    try:
+        given = datetime.fromisoformat(text)
+    except ValueError:
+        message = f"--since {text}: write 90m, 36h, 7d, or a date such as 2026-11-01 (in UTC)"
+        raise CommandError(message, Exit.USAGE) from None
+    return (given if given.tzinfo else given.replace(tzinfo=UTC)).isoformat()
 
 
 def why(status: dict[str, Any]) -> str:

@@ -1,0 +1,128 @@
+"""A copy of a store that is being written to, and the way back."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from codistill.spec import JobSpec
+from jobs import cli
+from jobs.backups import back_up, jobs_in, postgres_command, put_back
+from jobs.errors import StoreError
+from jobs.head import only_one
+from jobs.status import State
+from jobs.store import Store
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    monkeypatch.setenv("CODISTILL_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CODISTILL_DATABASE", raising=False)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = cli.run(list(words))
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return run
+
+
+def open_store(path: Path) -> Store:
+    return Store.open(f"sqlite:///{path}")
+
+
+def test_a_copy_is_of_one_moment_while_others_write(tmp_path: Path) -> None:
+    store, stop = open_store(tmp_path / "jobs.db"), threading.Event()
+    first = store.create(JobSpec(name="first"))
+
+    def write() -> None:
+        while not stop.is_set():
+            store.create(JobSpec())
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        counts = [back_up(tmp_path / "jobs.db", tmp_path / f"copy-{i}") for i in range(3)]
+    finally:
+        stop.set()
+        writer.join()
+    store.close()
+    assert counts == sorted(counts)
+    for i, count in enumerate(counts):
+        assert stat.S_IMODE((tmp_path / f"copy-{i}").stat().st_mode) == 0o600
+        copy = open_store(tmp_path / f"copy-{i}")
+        jobs = copy.page(limit=100_000)
+        assert (len(jobs), jobs[-1].id) == (count, first.id)
+        assert all(len(copy.transitions(job.id)) == 1 for job in jobs)
+        copy.close()
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_there_and_back(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "home" / "service" / "jobs.db"
+    code, _, err = call("backup", str(tmp_path / "copy"))
+    assert (code, "no store" in err) == (3, True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store = open_store(path)
+    job = store.create(JobSpec(name="kept"))
+    code, out, err = call("backup", str(tmp_path / "copy"))
+    assert (code, out.strip(), err.startswith("1 jobs")) == (0, str(tmp_path / "copy"), True)
+    code, _, err = call("backup", str(tmp_path / "copy"))
+    assert (code, "name a new file" in err) == (3, True)
+    store.move(job, State.CANCELLED)
+    later = store.create(JobSpec(name="later"))
+    store.close()
+    assert call("restore", str(tmp_path / "copy"))[0] == 2, "no terminal to ask at"
+    with only_one(tmp_path / "home"):
+        code, _, err = call("restore", str(tmp_path / "copy"), "--yes")
+        assert (code, "end it first" in err) == (3, True)
+    assert call("restore", str(tmp_path / "copy"), "--yes")[0] == 0
+    store = open_store(path)
+    found = store.get(job.id)
+    assert found is not None
+    assert (found.state, store.get(later.id)) == (State.QUEUED, None)
+    store.close()
+    (before,) = path.parent.glob("jobs.db.before-*")
+    assert jobs_in(before) == 2, "what was only in the write-ahead log is kept, too"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_what_is_no_backup_changes_nothing(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "home" / "service" / "jobs.db"
+    path.parent.mkdir(parents=True)
+    store = open_store(path)
+    store.create(JobSpec())
+    store.close()
+    before = path.read_bytes()
+    with sqlite3.connect(tmp_path / "other") as other:
+        other.execute("CREATE TABLE x (y)")
+    (tmp_path / "text").write_text("text " * 1000)
+    damaged = bytearray(before)
+    for page in range(8192, len(damaged), 4096):
+        damaged[page : page + 64] = b"\xff" * 64
+    (tmp_path / "damaged").write_bytes(damaged)
+    for name in ("other", "text", "damaged", "missing"):
+        with pytest.raises(StoreError, match=name):
+            put_back(tmp_path / name, path)
+        assert call("restore", str(tmp_path / name), "--yes")[0] == 3
+    assert path.read_bytes() == before
+    assert len(list(path.parent.glob("jobs.db*"))) == 1
+
+
+def test_postgresql_has_its_own_way(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODISTILL_DATABASE", "postgresql+psycopg://ann:secret@db:6000/codistill")
+    code, _, err = call("backup", "a b")
+    assert code == 2
+    assert "pg_dump --host=db --port=6000 --username=ann --dbname=codistill --format=custom '--file=a b'" in err
+    code, _, err = call("restore", "f", "--yes")
+    assert (code, "pg_restore" in err, "secret" in err) == (2, True, False)
+    socket = postgres_command("postgresql:///jobs?host=/run/pg", Path("f"), restore=True)
+    assert socket == "pg_restore --host=/run/pg --dbname=jobs --clean --if-exists --single-transaction f"
