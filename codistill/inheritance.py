@@ -161,8 +161,7 @@ def _in_lockstep(legacy: Legacy, spec: JobSpec, parent: str) -> Legacy:
     kept = {name: {step_of(path) for path in legacy.snapshots.get(name, ())} for name in names}
     common = sorted(set.intersection(*map(set, held.values())), reverse=True)
     begins: list[dict[str, int]] = [{name: steps[0] for name, steps in held.items()}]
-    for step in common:
-        begins.append(dict.fromkeys(names, step))
+    begins += [{name: step for name in names} for step in common]
     for begin in begins:
         if all_will_be_heard(begin, kept, spec):
             checkpoints = {
