@@ -159,10 +159,9 @@ def _in_lockstep(legacy: Legacy, spec: JobSpec, parent: str) -> Legacy:
     if missing:
         raise NothingToGoOnFrom(f"in lockstep all replicas go on together, and {', '.join(missing)} left no checkpoint")
     kept = {name: {step_of(path) for path in legacy.snapshots.get(name, ())} for name in names}
-    common = sorted(set.intersection(*map(set, held.values())), reverse=True)
-    begins: list[dict[str, int]] = [{name: steps[0] for name, steps in held.items()}]
-    begins += [{name: step for name in names} for step in common]
-    for begin in begins:
+    common: list[int] = sorted(set.intersection(*map(set, held.values())), reverse=True)
+    newest = {name: steps[0] for name, steps in held.items()}
+    for begin in (newest, *(dict.fromkeys(names, step) for step in common)):
         if all_will_be_heard(begin, kept, spec):
             checkpoints = {
                 name: [path for path in paths if step_of(path) <= begin.get(name, step_of(path))]

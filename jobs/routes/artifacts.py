@@ -17,6 +17,8 @@ _FILE: dict[int | str, dict[str, Any]] = {
     200: {"description": "The file", "content": {"application/octet-stream": {}}},
     206: {"description": "The range asked for", "content": {"application/octet-stream": {}}},
     304: {"description": "Whoever asks has it already"},
+    400: {"description": "No range can be read out of the header", "content": {"text/plain": {}}},
+    416: {"description": "The file has no such range", "content": {"text/plain": {}}},
 }
 
 
