@@ -129,19 +129,25 @@ class Training(Spec):
     checkpoint_interval_steps: int = Field(default=100, ge=1)
 
 
+SMALLEST_SHARE = 0.01
+"""Of a CPU or a GPU: below it a reservation means nothing."""
+
+
 class Replicas(Spec):
     """How many models are trained side by side, and what each is given."""
 
     count: int = Field(default=2, ge=1, le=16)
     ranks: int = Field(default=1, ge=1, le=64)
     """Processes per replica, which share each batch (data parallel)."""
-    cpus: float = Field(default=1.0, gt=0, le=1024)
+    cpus: float = Field(default=1.0, ge=SMALLEST_SHARE, le=1024)
     """CPUs reserved for each rank on Ray; also its number of compute threads, rounded down, at least 1."""
     gpus: float = Field(default=0.0, ge=0, le=64)
     """GPUs reserved for each rank on Ray, a fraction for several on one; above 0 the replica trains on `cuda`."""
 
     @model_validator(mode="after")
     def _ranks_have_whole_gpus(self) -> Replicas:
+        if 0 < self.gpus < SMALLEST_SHARE:
+            raise ValueError(f"replicas.gpus is {self.gpus:g}: at least {SMALLEST_SHARE:g} of one, or none")
         if self.ranks > 1 and 0 < self.gpus < 1:
             raise ValueError(
                 f"replicas.gpus is {self.gpus:g} and replicas.ranks {self.ranks}: ranks of one replica cannot share a"

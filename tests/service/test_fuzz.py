@@ -23,12 +23,12 @@ from codistill.capacity import Node
 from codistill.records import LEDGER, METRICS, Recorder
 from codistill.run_dir import RunDir
 from jobs.routes import build_api
-from jobs.routes.backend import Backend
+from jobs.routes.backend import Backend, EventTimes
 from jobs.status import State
 from jobs.store import Store
 from tests.unit.jobs.fakes import spec
 
-CASES, CASES_PER_ROUTE = 3000, 200
+CASES, CASES_PER_ROUTE = 3000, 120
 HEADERS = {"Host": "localhost"}
 CHECKS = [
     not_a_server_error,
@@ -44,7 +44,8 @@ class World:
     def __init__(self, root: Path) -> None:
         (root / "runs").mkdir()
         self.store = Store.open(f"sqlite:///{root / 'jobs.db'}")
-        self.app = build_api(Backend(self.store, root / "runs", lambda: [Node(64.0, 8.0)]))
+        look_once = EventTimes(poll_s=0.0, stream_s=0.0)
+        self.app = build_api(Backend(self.store, root / "runs", lambda: [Node(64.0, 8.0)], events=look_once))
         self.store.lease.acquire("fuzz", 1e9)
         self.ids = [self.store.create(spec(name=name, labels={"team": "a"})).id for name in ("waits", "ended", "runs")]
         self.move(self.ids[1], State.CANCELLED)

@@ -53,3 +53,11 @@ def test_out_of_spec_and_ray() -> None:
         {"Alive": True, "Resources": {}},
     ]
     assert nodes_from_ray(entries) == [Node(4.0, 1.0), Node(0.0, 0.0)]
+
+
+@pytest.mark.parametrize("share", ["cpus", "gpus"])
+def test_a_share_that_is_next_to_nothing_is_refused(share: str) -> None:
+    """Dividing by it would give more places than a number holds."""
+    assert getattr(small_spec(replicas={share: 0.01}).replicas, share) == 0.01
+    with pytest.raises(ValueError, match=r"0\.01"):
+        small_spec(replicas={share: 5e-324})
