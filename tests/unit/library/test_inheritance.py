@@ -16,7 +16,7 @@ from codistill.exchange.transport import connect_files
 from codistill.inheritance import NothingToGoOnFrom, all_will_be_heard, begin_from, newest_first, parent_of
 from codistill.lineage import Way, child_spec
 from codistill.replay import NotReplayable, replay
-from codistill.run_dir import RunDir, StorageError
+from codistill.run_dir import RunDir, StorageError, write_json
 from codistill.spec import JobSpec
 from tests.support import final_weights, fingerprint, new_run, run_in_turns, small_spec
 
@@ -222,6 +222,36 @@ def test_a_damaged_checkpoint_makes_the_one_before_count(tmp_path: Path, undistu
     child = gone_on(parent, {})
     run_in_turns(child, connect=connect_files)
     assert prints(child) == prints(undisturbed)
+
+
+def test_of_the_records_only_what_the_checkpoint_knows_is_inherited(tmp_path: Path) -> None:
+    """The parent was killed at step 9, its checkpoint is of 7 steps, and it had been through two attempts."""
+    parent = new_run(tmp_path, lockstep(**WEIGHTS), "parent")
+    for fence in (1, 2):
+        if fence > 1:
+            parent.start_attempt(fence, 0.0)
+        for index in range(2):
+            directory = parent.replica(fence, f"replica-{index}")
+            metrics = records.Recorder(directory / "metrics", records.METRICS, fence=fence, incarnation=fence)
+            ledger = records.Recorder(directory / "ledger", records.LEDGER, fence=fence, incarnation=fence)
+            for step in range(4 * fence - 4, 9):
+                metrics.add_values(step + 1, {"train/loss": 10.0 * fence + step})
+                ledger.add(step, teacher="replica-1", teacher_fence=fence, verdict="accepted")
+            metrics.flush()
+            ledger.flush()
+            place = parent.checkpoints(f"replica-{index}") / "0002-000000000007"
+            write_json(place / "manifest.json", {"fence": 2, "step": 7, "files": {}})
+    child = RunDir(tmp_path, "child")
+    spec = child_spec(parent.read_spec(), {"exchange": {"mode": "async"}}, "fork")
+    begin_from(parent, child, spec)
+    child.start_attempt(1, 0.0)
+    steps, losses = records.values(records.read(child, "replica-0", "metrics"), "train/loss")
+    assert steps == list(range(1, 8))
+    assert losses == [10, 11, 12, 13, 24, 25, 26]
+    ledger_rows = records.read(child, "replica-1", "ledger").to_pylist()
+    assert [row["step"] for row in ledger_rows] == list(range(7))
+    assert [row["teacher_fence"] for row in ledger_rows] == [1, 1, 1, 1, 2, 2, 2]
+    assert {(row["fence"], row["incarnation"]) for row in ledger_rows} == {(0, 0)}
 
 
 def test_nothing_to_go_on_from(tmp_path: Path) -> None:
