@@ -6,12 +6,13 @@ RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-page lint bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train two replicas alone and together through the whole stack, and compare them"
 	@echo "make test   run all tests"
+	@echo "make test-page  the web page in a real browser, which it installs; make test runs these too from then on"
 	@echo "make lint   format check, lint, types, import contracts"
 	@echo "make bench  measure what training and the exchange cost"
 
@@ -32,6 +33,12 @@ demo: $(RUNS)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Debian's browser: the one that Playwright would fetch comes from outside the package registries.
+test-page: $(READY)
+	command -v chromium > /dev/null || apt-get install -y chromium
+	$(PIP) -e '.[browser]'
+	$(BIN)/python -m pytest tests/page
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

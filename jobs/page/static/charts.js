@@ -41,19 +41,22 @@ export class Series {
  * says whether it is at first; `end` is the last step that there will be.
  */
 export class Chart {
-  constructor(parent, { title, hint = "", unit = "", height = 220, log = null, sync = null, x = "step" }) {
+  constructor(parent, { title, hint = "", unit = "", height = 220, log = null, smooth = false, sync = null, x = "step" }) {
     Object.assign(this, { unit, height, sync, x, lines: [], plot: null, key: "", end: null });
     this.hint = hint;
     const id = `chart-${all.size}`;
     this.log = h("input", { type: "checkbox", onchange: () => this.rebuild() });
     this.log.checked = log === true;
+    this.smooth = h("input", { type: "checkbox", onchange: () => this.rebuild() });
+    this.controls = h("div", { class: "inline" }, smooth ? h("label", { class: "check" }, this.smooth, " smooth") : null,
+      log === null ? null : h("label", { class: "check" }, this.log, " log scale"));
     this.title = h("h2", { id }, title);
     this.words = h("p", { class: "hint" }, hint);
     this.legend = h("ul", { class: "legend" });
     this.canvas = h("div", { class: "plot", role: "img", "aria-label": `${title}; the table below holds the numbers` });
     this.table = h("details", { class: "numbers", ontoggle: () => this.tabulate() }, h("summary", {}, "Table"), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Numbers: ${title}` }));
     this.box = h("section", { class: "card chart", "aria-labelledby": id },
-      h("div", { class: "heading small" }, this.title, log === null ? null : h("label", { class: "check" }, this.log, " log scale")),
+      h("div", { class: "heading small" }, this.title, this.controls),
       this.words, this.legend, this.canvas, this.table);
     this.box.hidden = true;
     parent.append(this.box);
@@ -82,9 +85,10 @@ export class Chart {
     return uPlot.join(this.lines.map(({ series }) => [series.steps, this.shown(series.values)]));
   }
 
-  /** On a log scale nothing is at zero. */
   shown(values) {
-    return this.log.checked ? values.map((value) => (value > 0 ? value : null)) : values;
+    const drawn = this.smooth.checked ? smoothed(values) : values;
+    // On a log scale nothing is at zero.
+    return this.log.checked ? drawn.map((value) => (value > 0 ? value : null)) : drawn;
   }
 
   rebuild() {
@@ -156,8 +160,20 @@ export class Chart {
   }
 }
 
+/** An exponential mean over about a fiftieth of the points; what is no number is left out. */
+function smoothed(values) {
+  const share = Math.min(1, 50 / values.length);
+  let mean = null;
+  return values.map((value) => {
+    if (value === null) return null;
+    mean = mean === null ? value : mean + share * (value - mean);
+    return mean;
+  });
+}
+
 function padded(_plot, low, high) {
   if (low === null) return [0, 1];
+  if (low === high && low > 0) return [0, 1.1 * high];
   const space = (high - low || Math.abs(high) || 1) * 0.06;
   return [low >= 0 ? Math.max(0, low - space) : low - space, high + space];
 }

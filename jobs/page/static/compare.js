@@ -95,7 +95,7 @@ function drawChart() {
   const picked = names.includes($("metric").value) ? $("metric").value : PREFERRED.find((name) => names.includes(name)) ?? names[0];
   $("metric").replaceChildren(...names.map((name) => h("option", { value: name, selected: name === picked }, name)));
   const lines = ids.flatMap((id, index) => records.get(id).map((record) => ({ label: `${id} ${record.replica}`, index, series: record.series(picked) })));
-  chart.draw(lines, ids.flatMap((id) => records.get(id)).some((record) => record.thinned));
+  chart.draw(lines, ids.flatMap((id) => records.get(id)).some((record) => record.thinned.metrics));
 }
 
 $("metric").addEventListener("change", drawChart);

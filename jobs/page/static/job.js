@@ -22,11 +22,11 @@ const area = $("charts");
 const wide = (element) => { element.classList.add("wide"); return element; };
 const sync = "steps";
 const charts = {
-  loss: new Chart(area, { title: "Loss in training", hint: "Of the labels (solid) and of what the teachers say (dashed).", log: true, sync }),
+  loss: new Chart(area, { title: "Loss in training", hint: "Of the labels (solid) and of what the teachers say (dashed).", log: true, smooth: true, sync }),
   weight: new Chart(area, { title: "Weight of distillation", hint: "0 until burn-in has ended.", height: 110, sync }),
   evaluated: new Chart(area, { title: "Log loss on validation", sync }),
   accuracy: new Chart(area, { title: "Accuracy on validation", sync }),
-  offset: new Chart(area, { title: "Staleness of teachers", hint: "Steps by which a snapshot was behind whoever learned from it (solid), and behind the teacher itself (dashed).", sync }),
+  offset: new Chart(area, { title: "Staleness of teachers", hint: "Steps by which a snapshot was behind whoever learned from it (offset, solid), and behind its own teacher (lag, dashed).", sync }),
   bytes: new Chart(area, { title: "Bytes received", hint: "Of snapshots of others, since the replica began.", unit: "bytes", sync }),
   step: new Chart(area, { title: "Seconds per step", log: true, sync }),
 };
@@ -34,6 +34,8 @@ const card = (labelledby) => area.appendChild(h("section", { class: "card", "ari
 const disagreement = card("disagreement-title");
 const peers = wide(card("peers-title"));
 const exchange = wide(card("exchange-title"));
+const learner = h("select", { "aria-label": "Staleness as seen by", onchange: () => drawCharts() });
+charts.offset.controls.append(learner);
 wide(charts.loss.box);
 wide(charts.weight.box);
 
@@ -144,7 +146,7 @@ function drawTime() {
 
 function drawCharts() {
   const own = [...records.values()];
-  const thinned = own.some((record) => record.thinned);
+  const thinned = own.some((record) => record.thinned.metrics);
   for (const chart of Object.values(charts)) chart.end = job.status.progress.total / job.status.replicas.length;
   const lines = (name, dash) => own.map((record, index) => ({ label: record.replica, index, dash, series: record.series(name) }));
   const task = lines("train/task_loss").map((line) => ({ ...line, label: `${line.label} labels` }));
@@ -153,15 +155,25 @@ function drawCharts() {
   charts.weight.draw(lines("distill/weight"), thinned);
   charts.evaluated.draw(lines("eval/log_loss"), thinned);
   charts.accuracy.draw(lines("eval/accuracy"), thinned);
-  const edges = own.flatMap((record, index) => [...record.teachers].map(([teacher, ages]) => ({ record, index, teacher, ...ages })));
-  charts.offset.draw([
-    ...edges.map((edge) => ({ label: `${edge.record.replica} hears ${edge.teacher}`, index: edge.index, series: edge.offset })),
-    ...edges.map((edge) => ({ label: `lag of ${edge.teacher}`, index: edge.index, dash: [5, 4], series: edge.lag })),
-  ], thinned);
+  drawStaleness(own);
   charts.bytes.draw(lines("exchange/bytes_received"), thinned);
   charts.step.draw(lines("time/step_s"), thinned);
   drawPeers(peers, own.map((record) => record.replica).filter((name) => name.startsWith("replica-")), own.flatMap(heard));
   drawExchange(own);
+}
+
+/** Of one replica's teachers, or of both replicas' where there are two: more lines would hide each other. */
+function drawStaleness(own) {
+  const learners = own.filter((record) => record.teachers.size > 0);
+  const names = learners.map((record) => record.replica);
+  show(learner, names.length > 2);
+  if (learner.options.length !== names.length) learner.replaceChildren(...names.map((name) => h("option", { value: name }, `by ${name}`)));
+  const seen = names.length > 2 ? learners.filter((record) => record.replica === learner.value) : learners;
+  const edges = seen.flatMap((record) => [...record.teachers].map(([teacher, ages]) => ({ record, teacher, index: own.findIndex(({ replica }) => replica === teacher), ...ages })));
+  charts.offset.draw([
+    ...edges.map((edge) => ({ label: `${edge.record.replica} hears ${edge.teacher}`, index: edge.index, series: edge.offset })),
+    ...edges.map((edge) => ({ label: `lag of ${edge.teacher}`, index: edge.index, dash: [5, 4], series: edge.lag })),
+  ], seen.some((record) => record.thinned.ledger));
 }
 
 /** Of each teacher of a replica: steps taught, bytes, snapshots refused. */

@@ -16,7 +16,7 @@ export class Log {
     this.work = oneAtATime(() => this.fetch());
     $("log-replica").addEventListener("change", () => this.restart());
     $("log-find").addEventListener("input", () => this.draw());
-    $("log-follow").addEventListener("change", () => this.work());
+    $("log-follow").addEventListener("change", (event) => { if (event.target.checked) this.work(); });
     this.reset();
     setInterval(() => { if (!this.over && !document.hidden && $("log-follow").checked) this.work(); }, FOLLOW_MS);
   }
@@ -49,7 +49,8 @@ export class Log {
     const where = this.offset === null ? { tail: FIRST_LINES } : { offset: this.offset };
     const answer = await ask(`${this.path}?${new URLSearchParams({ replica, ...where })}`, { headers: { Accept: "text/plain" } });
     const text = await answer.text();
-    if (replica !== $("log-replica").value) return;
+    // Asked for before somebody chose another, or to follow no more: it will be asked for again.
+    if (replica !== $("log-replica").value || (this.offset !== null && !$("log-follow").checked)) return;
     this.offset = answer.headers.get("Codistill-Next-Offset");
     if (text === "" && this.lines.length > 1) return;
     const fresh = text.split("\n");

@@ -17,7 +17,7 @@ export class Records {
     this.metrics = new Map();
     this.teachers = new Map();
     this.totals = [];
-    this.thinned = false;
+    this.thinned = { metrics: false, ledger: false };
     this.after = { metrics: -1, ledger: -1 };
     this.points = 0;
   }
@@ -37,7 +37,8 @@ export class Records {
       if (row.lag_steps !== null) lag.add(row.step, row.lag_steps);
     }
     this.totals = ledger.totals;
-    this.thinned ||= metrics.thinned || ledger.thinned;
+    this.thinned.metrics ||= metrics.thinned;
+    this.thinned.ledger ||= ledger.thinned;
     this.points += metrics.items.length + ledger.items.length;
     this.after = { metrics: settled(metrics.items, this.after.metrics), ledger: settled(ledger.items, this.after.ledger) };
   }

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -159,6 +160,26 @@ def test_pages_are_newest_first_and_never_skip(store: Store) -> None:
     assert [j.id for j in store.page(limit=9, before_seq=first[-1].seq)] == [jobs[2].id, jobs[1].id, jobs[0].id]
     assert [j.id for j in store.page(limit=9, only=Filter(states=[State.ADMITTED]))] == [jobs[1].id]
     assert [j.id for j in store.in_states([State.QUEUED])] == [jobs[0].id, jobs[2].id, jobs[3].id, jobs[4].id]
+
+
+def test_changes_are_numbered_over_all_jobs_and_filtered_by_owner_or_job(store: Store) -> None:
+    assert store.newest_change() == 0
+    mine, bobs = store.create(JobSpec()), store.submit(Submission(JobSpec(), Caller("bob", Scope.WRITE)))
+    store.move(mine, State.FAILED, reason=Reason("storage", "gone"))
+
+    def told(after_seq: int = 0, **only: Any) -> list[tuple[str, State]]:
+        return [(c.job_id, c.transition.state) for c in store.changes(after_seq, **only)]
+
+    everything = [(mine.id, State.QUEUED), (bobs.id, State.QUEUED), (mine.id, State.FAILED)]
+    assert told() == everything
+    assert told(limit=2) == everything[:2]
+    assert told(owner="bob") == told(job_id=bobs.id) == everything[1:2]
+    assert told(owner="ann") == told(job_id=mine.id, owner="bob") == []
+    first, second, third = store.changes(0)
+    assert first.seq < second.seq < third.seq == store.newest_change()
+    assert told(second.seq) == everything[2:]
+    assert told(third.seq) == []
+    assert third.transition == store.transitions(mine.id)[-1]
 
 
 def test_a_lease_is_renewed_kept_and_passed_on_with_a_higher_fence(store: Store, clock: Clock) -> None:
