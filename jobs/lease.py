@@ -38,6 +38,12 @@ class Lease:
         with self._database.transaction(write=True) as connection:
             connection.execute(sa.update(LEASE).where(LEASE.c.owner == owner).values(expires_at=0.0))
 
+    def note_round(self, fence: int) -> None:
+        """That the holder of `fence` has just looked at all jobs; of one that has lost the lease it is not noted."""
+        mine = sa.update(LEASE).where(LEASE.c.id == 1, LEASE.c.fence == fence)
+        with self._database.transaction(write=True) as connection:
+            connection.execute(mine.values(round_at=self._database.clock()))
+
     def is_held(self) -> bool:
         """Whether some manager is at work."""
         query = sa.select(LEASE.c.expires_at).where(LEASE.c.id == 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 
 from jobs.errors import StoreError
@@ -14,6 +15,8 @@ log = logging.getLogger("codistill.manager")
 
 LEASE_S = 5.0
 TICK_S = 0.25
+NOTE_INTERVAL_S = 5.0
+"""Between two notes in the store of a round that was done: each is a write to the disk."""
 
 
 class ManagerLoop:
@@ -58,11 +61,15 @@ class ManagerLoop:
             self._closed.wait(LEASE_S / 5)
 
     def _do_rounds(self) -> None:
+        note_at = 0.0
         while not self._closed.wait(TICK_S):
             lease = self._lease
             if lease is None:
                 continue
             try:
                 self._manager.tick(lease)
+                if time.monotonic() >= note_at:
+                    self._store.lease.note_round(lease)
+                    note_at = time.monotonic() + NOTE_INTERVAL_S
             except StoreError as error:
                 log.error("%s; trying again", error)

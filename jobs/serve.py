@@ -14,6 +14,7 @@ from ray import serve
 
 from codistill.capacity import Node, nodes_from_ray
 from jobs.door import DoorRules
+from jobs.log_lines import configure
 from jobs.manager import Manager
 from jobs.manager_loop import ManagerLoop
 from jobs.routes import build_api
@@ -44,6 +45,7 @@ class ManagerDeployment:
     """The one copy of the manager; the store's lease holds even when Serve has two for a moment."""
 
     def __init__(self, settings: Settings) -> None:
+        configure(settings.log_format)
         store, storage = Store.open(settings.store_url), Path(settings.storage)
         runner = connect_runner(storage, {"CODISTILL_DATA": settings.data_home})
         self._loop = ManagerLoop(store, Manager(store, runner, storage, living_nodes))
@@ -72,6 +74,7 @@ class ApiDeployment:
         self._settings, self._manager = settings, manager
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        configure(self._settings.log_format)
         store, listen = Store.open(self._settings.store_url), self._settings.listen
         rules = DoorRules(needs_token=listen.needs_token, hosts=frozenset(listen.names))
         return build_api(Backend(store, Path(self._settings.storage), living_nodes, rules))

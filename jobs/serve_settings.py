@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from jobs.log_lines import LogFormat
+
 
 @dataclass(frozen=True)
 class Listen:
@@ -32,3 +34,4 @@ class Settings:
     data_home: str
     """Where every node finds the data sets."""
     listen: Listen
+    log_format: LogFormat = LogFormat.TEXT

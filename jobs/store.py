@@ -19,10 +19,12 @@ from jobs.accounts import Accounts
 from jobs.audit import AuditRow, note, rows_of
 from jobs.callers import LOCAL, Caller
 from jobs.database import Database
+from jobs.figures import Facts
 from jobs.job import Change, Job, Reason, Transition, new_job_id
 from jobs.lease import Lease
 from jobs.queue import Standing
 from jobs.status import TERMINAL, State, check
+from jobs.store_facts import read_facts
 from jobs.tables import IDEMPOTENCY, JOBS, LEASE, TRANSITIONS
 
 
@@ -191,6 +193,14 @@ class Store:
         """Number of the last transition; 0 when there was none."""
         with self._database.transaction() as connection:
             return connection.execute(sa.select(sa.func.max(TRANSITIONS.c.seq))).scalar_one() or 0
+
+    def now(self) -> float:
+        """By the clock that this store goes by."""
+        return self._clock()
+
+    def facts(self, owner: str | None) -> Facts:
+        """What figures about the service need; `owner` limits what is told of owners to that one."""
+        return read_facts(self._database, owner)
 
     def audit(self, target: str | None = None) -> list[AuditRow]:
         """Who changed what, oldest first."""

@@ -80,4 +80,5 @@ LEASE = sa.Table(
     sa.Column("owner", sa.String(64)),
     sa.Column("fence", sa.Integer),
     sa.Column("expires_at", sa.Double),
+    sa.Column("round_at", sa.Double),
 )

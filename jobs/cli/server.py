@@ -21,6 +21,7 @@ from jobs.cli.output import database_url, home, say
 
 if TYPE_CHECKING:
     from jobs.head import Head, HeadSize
+    from jobs.log_lines import LogFormat
     from jobs.serve_settings import Listen
 
 READY_TIMEOUT_S = 60.0
@@ -55,6 +56,7 @@ def serve(
     from jobs import head as heads
 
     directory = _prepare_storage(storage)
+    _log_format()
     listen = _listen(host, port, host_name or (), tokens=tokens)
     with heads.only_one(home()):
         _check_store(needs_token=listen.needs_token)
@@ -65,6 +67,16 @@ def serve(
         _refuse_taken(port)
         _refuse_silent(on)
         return _serve_on(on, listen, directory, restart=False, own=None)
+
+
+def _log_format() -> LogFormat:
+    from jobs.log_lines import LogFormat
+
+    given = os.environ.get("CODISTILL_LOG_FORMAT") or LogFormat.TEXT
+    try:
+        return LogFormat(given)
+    except ValueError:
+        raise CommandError(f"CODISTILL_LOG_FORMAT is {given!r}; use {' or '.join(LogFormat)}", Exit.USAGE) from None
 
 
 def _listen(host: str, port: int, names: Sequence[str], *, tokens: bool) -> Listen:
@@ -165,7 +177,7 @@ def _serve_on(address: str, listen: Listen, storage: Path, *, restart: bool, own
     signal.signal(signal.SIGINT, lambda *_: (interrupted.set(), ended.set()))
     if restart:
         service.withdraw()
-    service.deploy(Settings(database_url(), str(storage), str(data_home()), listen))
+    service.deploy(Settings(database_url(), str(storage), str(data_home()), listen, _log_format()))
     _wait_ready(listen.own_url, ended)
     if not ended.is_set():
         say(f"codistill serves at {listen.own_url}; run directories in {storage}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 
 import codistill
 from jobs.door import Door
+from jobs.latency import Latency
 from jobs.page.routes import page_routes, static_files
 from jobs.problems import PROBLEM_TYPE, install_problem_handlers
 from jobs.routes import shapes
@@ -16,6 +18,7 @@ from jobs.routes.backend import Backend
 from jobs.routes.events import event_routes
 from jobs.routes.facts import fact_routes
 from jobs.routes.lineage import lineage_routes
+from jobs.routes.prometheus import prometheus_routes
 from jobs.routes.reading import reading_routes
 from jobs.routes.records import record_routes
 from jobs.routes.submission import submission_routes
@@ -49,5 +52,8 @@ def build_api(backend: Backend) -> FastAPI:
         app.include_router(routes(backend))
     app.include_router(page_routes(needs_token=backend.rules.needs_token))
     app.mount("/static", static_files(), name="static")
+    requests = CollectorRegistry()
+    app.include_router(prometheus_routes(backend, requests))
     app.add_middleware(Door, rules=backend.rules, find_token=backend.store.accounts.find)
+    app.add_middleware(Latency, registry=requests)
     return app

@@ -320,7 +320,7 @@ def test_a_store_of_a_newer_release_is_one_sentence(store: Store, store_url: str
     with pytest.raises(StoreError, match="written by a newer codistill"):
         Store.open(store_url)
     with store._database.transaction(write=True) as connection:
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0002'"))
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0003'"))
 
 
 # ---------------------------------------------------------------- SQLite alone
