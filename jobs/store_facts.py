@@ -48,4 +48,4 @@ def read_facts(database: Database, owner: str | None) -> Facts:
 
 
 def _counted(connection: sa.Connection, query: Any) -> dict[str, int]:
-    return {str(key): int(count) for key, count in connection.execute(query)}
+    return {str(row[0]): int(row[1]) for row in connection.execute(query)}
