@@ -64,6 +64,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, 
         other.mkdir(parents=True)
         (other / "model.safetensors").write_text("secret")
         (run.export("replica-0") / "linked.bin").symlink_to(other / "model.safetensors")
+        (run.export("replica-0") / "spec.bin").symlink_to(run.root / "spec.json")
         (run.export("replica-1")).symlink_to(other, target_is_directory=True)
         (run.export("replica-0") / "directory").mkdir()
         yield service, job_id
@@ -119,6 +120,7 @@ HOSTILE = [
     "export/../../other/export/replica-0/model.safetensors",
     "export/replica-0/../../spec.json",
     "export/replica-0/linked.bin",
+    "export/replica-0/spec.bin",
     "export/replica-1/model.safetensors",
     "export/replica-9/model.safetensors",
     "export/replica-0/./model.safetensors",

@@ -89,13 +89,13 @@ def told(rows: list[dict[str, Any]]) -> list[str]:
 def test_so_it_is_with_what_peers_have_said_and_with_means(tmp_path: Path, more: dict[str, Any]) -> None:
     whole = new_run(tmp_path, lockstep(**more), "whole")
     run_in_turns(whole, connect=connect_files)
-    parent = stopped(tmp_path, lockstep(**more), 7)
-    # A second attempt, so that numbers of the parent are beyond all that the child will have.
+    parent = stopped(tmp_path, lockstep(**more), 5)
+    # Version 6 is of a second attempt, a number beyond that of the child's version 9.
     parent.start_attempt(2, time.time())
     stop = threading.Event()
     run_in_turns(
         parent, fence=2, connect=connect_files,
-        before_step=lambda replica, step: stop.set() if step == 10 else None, should_stop=stop.is_set,
+        before_step=lambda replica, step: stop.set() if step == 8 else None, should_stop=stop.is_set,
     )  # fmt: skip
     child = gone_on(parent, {})
     run_in_turns(child, connect=connect_files)
