@@ -70,7 +70,7 @@ export function drawDisagreement(box, value, count) {
   const cell = (share, i, j) => h("td", { class: `number heat heat-${i === j ? 0 : Math.ceil((4 * share) / most)}` }, i === j ? "·" : `${number(100 * share)} %`);
   box.replaceChildren(
     title,
-    h("p", { class: "hint" }, `Share of test samples for which two replicas name different classes; ${number(100 * mean)} % in the mean.`),
+    h("p", { class: "hint" }, `Share of test samples for which two replicas name different classes; ${number(100 * mean)}\u202f% in the mean.`),
     h("div", { class: "scroll" }, h("table", { class: "matrix" },
       h("caption", { class: "unseen" }, "Share of test samples on which each pair of replicas disagrees"),
       h("thead", {}, h("tr", {}, h("td", {}), ...value.replicas.map((name) => h("th", { scope: "col", class: "number" }, name)))),
