@@ -48,4 +48,5 @@ def read_facts(database: Database, owner: str | None) -> Facts:
 
 
 def _counted(connection: sa.Connection, query: Any) -> dict[str, int]:
-    return {str(row[0]): int(row[1]) for row in connection.execute(query)}
+    rows: Any = connection.execute(query)
+    return {str(key): int(count) for key, count in rows}
