@@ -91,8 +91,23 @@ def test_there_and_back(call: Call, tmp_path: Path) -> None:
     assert (found.state, store.get(later.id)) == (State.QUEUED, None)
     store.close()
     (before,) = path.parent.glob("jobs.db.before-*")
-    assert jobs_in(before) == 2, "what was only in the write-ahead log is kept, too"
+    assert jobs_in(before) == 2
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_what_a_killed_service_left_in_its_log_is_kept_beside(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "jobs.db")
+    store.create(JobSpec())
+    back_up(tmp_path / "jobs.db", tmp_path / "copy")
+    store.create(JobSpec())
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    for path in tmp_path.glob("jobs.db*"):  # the file, and the write-ahead log that nobody has folded into it
+        (killed / path.name).write_bytes(path.read_bytes())
+    store.close()
+    kept = put_back(tmp_path / "copy", killed / "jobs.db")
+    assert kept is not None
+    assert (jobs_in(kept), jobs_in(killed / "jobs.db")) == (2, 1)
 
 
 def test_what_is_no_backup_changes_nothing(call: Call, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_nearest_rank(values: Sequence[float], quantile: float, expected: float)
     assert nearest_rank(values, quantile) == expected
 
 
-def test_a_manager_notes_its_rounds(store: Store, tmp_path: Path) -> None:
+def test_a_manager_notes_its_rounds(store: Store, clock: Clock, tmp_path: Path) -> None:
     from tests.unit.jobs.fakes import FakeRunner
 
     loop = ManagerLoop(store, Manager(store, FakeRunner(tmp_path), tmp_path, list))
@@ -195,6 +195,8 @@ def test_a_manager_notes_its_rounds(store: Store, tmp_path: Path) -> None:
     assert store.facts(None).round_age_s == 0.0
     held = store.lease.acquire("other", 5.0)
     assert held is not None
+    clock.now += 3.0
     before = store.facts(None)
+    assert before.round_age_s == 3.0
     store.lease.note_round(held - 1)
     assert store.facts(None) == before
