@@ -107,7 +107,7 @@ def prune(
 
 
 def _delete_all(client: Client, ids: Sequence[str]) -> int:
-    """How many there were: another may have deleted some meanwhile. Waits where the service asks for it."""
+    """How many could be: meanwhile another may have deleted some, or gone on from one. Waits where it is asked to."""
     from jobs.client import ServiceRefused
 
     count, left = 0, list(reversed(ids))
@@ -119,7 +119,7 @@ def _delete_all(client: Client, ids: Sequence[str]) -> int:
             if error.retry_after_s is not None:
                 time.sleep(error.retry_after_s)
                 continue
-            if error.status != 404:
+            if error.status not in (404, 409):
                 raise
         left.pop()
     return count

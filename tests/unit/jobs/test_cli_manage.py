@@ -120,11 +120,13 @@ def test_prune_waits_where_the_service_asks_for_it(monkeypatch: pytest.MonkeyPat
                 raise ServiceRefused(429, "too_many_requests", "wait", retry_after_s=6.0)
             if job_id == "c":
                 raise ServiceRefused(404, "no_such_job", "another was faster")
+            if job_id == "d":
+                raise ServiceRefused(409, "still_needed", "another job goes on from it")
 
     monkeypatch.setattr(manage.time, "sleep", slept.append)
     slow: Any = Slow()
-    assert manage._delete_all(slow, ["a", "b", "c"]) == 2
-    assert (asked, slept) == (["a", "b", "b", "c"], [6.0])
+    assert manage._delete_all(slow, ["a", "b", "c", "d", "e"]) == 3
+    assert (asked, slept) == (["a", "b", "b", "c", "d", "e"], [6.0])
 
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
