@@ -41,9 +41,8 @@ class Artifact:
 
 def artifacts_of(run: RunDir, replicas: Sequence[str]) -> dict[str, Artifact]:
     """All artifacts of a job with these replicas, by name, in the order of names."""
-    root = run.root.resolve()
     found = [*_exported(run, replicas), *_of_attempts(run, replicas)]
-    kept = {name: _artifact(name, path, digest, root) for name, path, digest in found}
+    kept = {name: _artifact(name, path, digest, run.root) for name, path, digest in found}
     return {name: one for name, one in sorted(kept.items()) if one is not None}
 
 
@@ -73,8 +72,9 @@ def _files(directory: Path, pattern: str) -> list[Path]:
 
 
 def _artifact(name: str, path: Path, sha256: str | None, root: Path) -> Artifact | None:
-    """None for what is no file of the run directory: links lead elsewhere."""
-    if not path.resolve().is_relative_to(root) or any(part.is_symlink() for part in (path, *path.parents[:5])):
+    """None for what is no file of the run directory `root`: links from there on lead elsewhere. Those above it say
+    where the operator has put the storage."""
+    if root.is_symlink() or path.resolve() != root.resolve() / path.relative_to(root):
         return None
     try:
         return Artifact(name, path, path.stat().st_size, sha256) if path.is_file() else None

@@ -85,6 +85,17 @@ def test_the_listing_is_what_it_should_be(served: tuple[Service, str]) -> None:
     assert by_name["attempt-1/metrics/replica-0.parquet"]["media_type"] == "application/vnd.apache.parquet"
 
 
+def test_a_storage_behind_a_link_has_the_same_and_a_run_that_is_one_has_nothing(
+    served: tuple[Service, str], tmp_path: Path
+) -> None:
+    service, job_id = served
+    (tmp_path / "data").symlink_to(service.storage, target_is_directory=True)
+    replicas = ["replica-0", "replica-1"]
+    assert list(artifacts_of(RunDir(tmp_path / "data", job_id), replicas)) == sorted(LEFT)
+    (service.storage / "alias").symlink_to(service.storage / job_id, target_is_directory=True)
+    assert artifacts_of(RunDir(service.storage, "alias"), replicas) == {}
+
+
 def test_files_come_whole_in_ranges_and_not_again(served: tuple[Service, str]) -> None:
     service, job_id = served
     for name, place in LEFT.items():
