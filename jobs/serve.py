@@ -21,7 +21,7 @@ from jobs.routes import build_api
 from jobs.routes.backend import Backend
 from jobs.runner import connect_runner
 from jobs.serve_settings import Settings
-from jobs.store import Store
+from jobs.store import Quota, Store
 
 APP_NAME = "codistill"
 
@@ -77,7 +77,8 @@ class ApiDeployment:
         configure(self._settings.log_format)
         store, listen = Store.open(self._settings.store_url), self._settings.listen
         rules = DoorRules(needs_token=listen.needs_token, hosts=frozenset(listen.names))
-        return build_api(Backend(store, Path(self._settings.storage), living_nodes, rules))
+        quota = Quota() if listen.needs_token else Quota.alone()
+        return build_api(Backend(store, Path(self._settings.storage), living_nodes, rules, quota))
 
 
 def application(settings: Settings) -> Any:

@@ -53,7 +53,13 @@ class Quota:
     """How many jobs may wait."""
 
     queued: int = 1000
-    queued_per_owner: int = 1000
+    queued_per_owner: int = 100
+    """Less than all, so that no owner can shut the others out."""
+
+    @staticmethod
+    def alone(queued: int = 1000) -> Quota:
+        """Where there is one owner."""
+        return Quota(queued, queued_per_owner=queued)
 
 
 @dataclass(frozen=True)
@@ -220,10 +226,9 @@ class Store:
         first_cause: Reason | None = None,
         lease: int | None = None,
         by: Caller | None = None,
-        action: str = "cancel",
     ) -> Job:
-        """Put `job`, as it was read, into state `to`; `fence` begins a new attempt. `by` is whoever asked for it, with
-        what the audit calls it; nobody, when the manager saw that it was due.
+        """Put `job`, as it was read, into state `to`; `fence` begins a new attempt. `by` is whoever cancelled it; nobody
+        when the manager saw that it was due.
 
         Raises `IllegalTransition`, or `LostRace` when the job has changed since or `lease` is no longer the newest.
         """
@@ -241,7 +246,7 @@ class Store:
             _compare_and_set(connection, job, values, lease)
             _log(connection, job.id, to, job.fence if fence is None else fence, reason, now)
             if by is not None:
-                note(connection, by, action, job.id, now)
+                note(connection, by, "cancel", job.id, now)
             return _one(connection, job.id)
 
     def explain_wait(self, job: Job, reason: Reason, *, lease: int | None = None) -> None:

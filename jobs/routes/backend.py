@@ -74,21 +74,14 @@ def caller_of(request: Request) -> Caller:
     return request.state.caller
 
 
-def _writer(request: Request) -> Caller:
-    return _with_scope(request, Scope.WRITE)
-
-
-def _admin(request: Request) -> Caller:
-    return _with_scope(request, Scope.ADMIN)
-
-
-def _with_scope(request: Request, needed: Scope) -> Caller:
+def writer_of(request: Request) -> Caller:
+    """The same, if they may change something. Raises `ApiProblem`."""
     caller = caller_of(request)
-    if not caller.scope.includes(needed):
-        raise ApiProblem(403, "scope", f"this needs a token of scope '{needed}', and the one sent has '{caller.scope}'")
+    if not caller.scope.includes(Scope.WRITE):
+        detail = f"this needs a token of scope '{Scope.WRITE}', and the one sent has '{caller.scope}'"
+        raise ApiProblem(403, "scope", detail)
     return caller
 
 
 Reader = Annotated[Caller, Depends(caller_of)]
-Writer = Annotated[Caller, Depends(_writer)]
-Admin = Annotated[Caller, Depends(_admin)]
+Writer = Annotated[Caller, Depends(writer_of)]

@@ -303,6 +303,11 @@ def test_the_queue_is_full_at_its_limits(on_both: Guarded) -> None:
     on_both.submit("bob")
 
 
+def test_by_default_no_owner_can_shut_the_others_out() -> None:
+    assert Quota() == Quota(1000, 100)
+    assert Quota.alone() == Quota(1000, 1000), "on loopback, where everybody is the same one"
+
+
 def test_every_change_has_one_row_that_says_who(on_both: Guarded) -> None:
     bob = on_both.tokens["bob"]
     job = on_both.submit("bob")
