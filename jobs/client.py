@@ -19,11 +19,12 @@ from codistill.spec import JobSpec
 from jobs import conversation as say
 from jobs.conversation import Conversation, Pause, RemoteJob, ServiceRefused, ServiceUnreachable, Wanted
 from jobs.download import DownloadDiffers, incoming
+from jobs.serve_settings import DEFAULT_PORT
 from jobs.status import State
 
 __all__ = ["Client", "DownloadDiffers", "RemoteJob", "ServiceRefused", "ServiceUnreachable", "Wanted"]
 
-DEFAULT_URL = "http://127.0.0.1:8700"
+DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 TIMEOUT_S = 20.0
 """Longer than a restart of the service's processes takes: requests are held meanwhile and then answered."""
 ANYTHING = Wanted()

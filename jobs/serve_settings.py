@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from jobs.log_lines import LogFormat
 
+DEFAULT_PORT = 8700
+"""Where a service listens, and is looked for, unless somebody says otherwise."""
+
 
 @dataclass(frozen=True)
 class Listen:

@@ -227,8 +227,8 @@ class Store:
         lease: int | None = None,
         by: Caller | None = None,
     ) -> Job:
-        """Put `job`, as it was read, into state `to`; `fence` begins a new attempt. `by` is whoever cancelled it; nobody
-        when the manager saw that it was due.
+        """Put `job`, as it was read, into state `to`; `fence` begins a new attempt. `by` is whoever cancelled it;
+        nobody, when the manager saw that it was due.
 
         Raises `IllegalTransition`, or `LostRace` when the job has changed since or `lease` is no longer the newest.
         """

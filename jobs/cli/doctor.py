@@ -30,9 +30,9 @@ from jobs.checkup import (
 )
 from jobs.cli.exits import Exit
 from jobs.cli.output import Format, emit, emit_data, home, say, table
+from jobs.serve_settings import DEFAULT_PORT
 
 TORCH_TIMEOUT_S = 60
-DEFAULT_PORT = 8700
 
 
 def doctor(

@@ -18,6 +18,7 @@ import typer
 from codistill.data.home import data_home
 from jobs.cli.exits import CommandError, Exit
 from jobs.cli.output import database_url, home, say
+from jobs.serve_settings import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from jobs.head import Head, HeadSize
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 READY_TIMEOUT_S = 60.0
 HEAD_CHECK_S = 1.0
-DEFAULT_PORT = 8700
 
 
 def serve(

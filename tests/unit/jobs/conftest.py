@@ -1,12 +1,14 @@
-"""Stores for the tests: a file of SQLite, or a database of a real PostgreSQL server that all of them share."""
+"""Stores for the tests, a file of SQLite or a database of a real PostgreSQL server that all of them share; and the
+command in a home of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from jobs import cli
 from tests.postgres import Postgres, start
 
 
@@ -24,3 +26,21 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'jobs.db'}"
     server: Postgres = request.getfixturevalue("postgres")
     return server.empty()
+
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """The command in a home of its own: exit code, standard output, standard error."""
+    monkeypatch.setenv("CODISTILL_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CODISTILL_DATABASE", raising=False)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = cli.run(list(words))
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return run

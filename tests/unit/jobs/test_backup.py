@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from codistill.spec import JobSpec
-from jobs import cli
 from jobs.backups import back_up, jobs_in, postgres_command, put_back
 from jobs.errors import StoreError
 from jobs.head import only_one
@@ -19,20 +18,6 @@ from jobs.status import State
 from jobs.store import Store
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    monkeypatch.setenv("CODISTILL_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("CODISTILL_DATABASE", raising=False)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        code = cli.run(list(words))
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
-
-    return run
 
 
 def open_store(path: Path) -> Store:
@@ -66,25 +51,25 @@ def test_a_copy_is_of_one_moment_while_others_write(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_there_and_back(call: Call, tmp_path: Path) -> None:
+def test_there_and_back(call_at_home: Call, tmp_path: Path) -> None:
     path = tmp_path / "home" / "service" / "jobs.db"
-    code, _, err = call("backup", str(tmp_path / "copy"))
+    code, _, err = call_at_home("backup", str(tmp_path / "copy"))
     assert (code, "no store" in err) == (3, True)
     path.parent.mkdir(parents=True, exist_ok=True)
     store = open_store(path)
     job = store.create(JobSpec(name="kept"))
-    code, out, err = call("backup", str(tmp_path / "copy"))
+    code, out, err = call_at_home("backup", str(tmp_path / "copy"))
     assert (code, out.strip(), err.startswith("1 jobs")) == (0, str(tmp_path / "copy"), True)
-    code, _, err = call("backup", str(tmp_path / "copy"))
+    code, _, err = call_at_home("backup", str(tmp_path / "copy"))
     assert (code, "name a new file" in err) == (3, True)
     store.move(job, State.CANCELLED)
     later = store.create(JobSpec(name="later"))
     store.close()
-    assert call("restore", str(tmp_path / "copy"))[0] == 2, "no terminal to ask at"
+    assert call_at_home("restore", str(tmp_path / "copy"))[0] == 2, "no terminal to ask at"
     with only_one(tmp_path / "home"):
-        code, _, err = call("restore", str(tmp_path / "copy"), "--yes")
+        code, _, err = call_at_home("restore", str(tmp_path / "copy"), "--yes")
         assert (code, "end it first" in err) == (3, True)
-    assert call("restore", str(tmp_path / "copy"), "--yes")[0] == 0
+    assert call_at_home("restore", str(tmp_path / "copy"), "--yes")[0] == 0
     store = open_store(path)
     found = store.get(job.id)
     assert found is not None
@@ -110,7 +95,7 @@ def test_what_a_killed_service_left_in_its_log_is_kept_beside(tmp_path: Path) ->
     assert (jobs_in(kept), jobs_in(killed / "jobs.db")) == (2, 1)
 
 
-def test_what_is_no_backup_changes_nothing(call: Call, tmp_path: Path) -> None:
+def test_what_is_no_backup_changes_nothing(call_at_home: Call, tmp_path: Path) -> None:
     path = tmp_path / "home" / "service" / "jobs.db"
     path.parent.mkdir(parents=True)
     store = open_store(path)
@@ -127,17 +112,17 @@ def test_what_is_no_backup_changes_nothing(call: Call, tmp_path: Path) -> None:
     for name in ("other", "text", "damaged", "missing"):
         with pytest.raises(StoreError, match=name):
             put_back(tmp_path / name, path)
-        assert call("restore", str(tmp_path / name), "--yes")[0] == 3
+        assert call_at_home("restore", str(tmp_path / name), "--yes")[0] == 3
     assert path.read_bytes() == before
     assert len(list(path.parent.glob("jobs.db*"))) == 1
 
 
-def test_postgresql_has_its_own_way(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postgresql_has_its_own_way(call_at_home: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODISTILL_DATABASE", "postgresql+psycopg://ann:secret@db:6000/codistill")
-    code, _, err = call("backup", "a b")
+    code, _, err = call_at_home("backup", "a b")
     assert code == 2
     assert "pg_dump --host=db --port=6000 --username=ann --dbname=codistill --format=custom '--file=a b'" in err
-    code, _, err = call("restore", "f", "--yes")
+    code, _, err = call_at_home("restore", "f", "--yes")
     assert (code, "pg_restore" in err, "secret" in err) == (2, True, False)
     socket = postgres_command("postgresql:///jobs?host=/run/pg", Path("f"), restore=True)
     assert socket == "pg_restore --host=/run/pg --dbname=jobs --clean --if-exists --single-transaction f"

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs import cli
 from jobs.callers import Scope, presented
 from jobs.proxy import ORDERS, middlewares
 from jobs.store import Store
@@ -19,28 +18,13 @@ from jobs.store import Store
 Call = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """The command in a home of its own: exit code, standard output, standard error."""
-    monkeypatch.setenv("CODISTILL_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("CODISTILL_DATABASE", raising=False)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        code = cli.run(list(words))
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
-
-    return run
-
-
-def test_a_token_is_printed_once_and_listed_without_its_secret(call: Call, tmp_path: Path) -> None:
-    code, out, err = call("token", "create", "ann", "--days", "30")
+def test_a_token_is_printed_once_and_listed_without_its_secret(call_at_home: Call, tmp_path: Path) -> None:
+    code, out, err = call_at_home("token", "create", "ann", "--days", "30")
     sent = presented(out.strip())
     assert (code, sent is not None) == (0, True)
     assert out.strip() not in err
-    call("token", "create", "root", "--scope", "admin")
-    code, listed, _ = call("token", "list", "-o", "json")
+    call_at_home("token", "create", "root", "--scope", "admin")
+    code, listed, _ = call_at_home("token", "list", "-o", "json")
     facts = json.loads(listed)
     assert [(f["owner"], f["scope"], f["state"]) for f in facts] == [
         ("ann", "write", "active"),
@@ -49,38 +33,38 @@ def test_a_token_is_printed_once_and_listed_without_its_secret(call: Call, tmp_p
     assert facts[1]["expires_at"] is None
     assert facts[0]["expires_at"] > facts[0]["created_at"]
     assert out.strip()[-43:] not in listed
-    assert yaml.safe_load(call("token", "list", "-o", "yaml")[1]) == facts
+    assert yaml.safe_load(call_at_home("token", "list", "-o", "yaml")[1]) == facts
     store = Store.open(f"sqlite:///{tmp_path / 'home' / 'service' / 'jobs.db'}")
     assert sent is not None
     found = store.accounts.find(sent)
     assert found is not None
     assert (found.owner, found.scope) == ("ann", Scope.WRITE)
-    assert call("token", "revoke", sent.id)[0] == 0
+    assert call_at_home("token", "revoke", sent.id)[0] == 0
     assert store.accounts.find(sent) is None
-    assert call("token", "revoke", sent.id)[0] == 2
+    assert call_at_home("token", "revoke", sent.id)[0] == 2
     assert [row.action for row in store.audit()] == ["token.create", "token.create", "token.revoke"]
     store.close()
-    assert re.search(rf"{sent.id} +ann +write +revoked", call("token", "list")[1])
+    assert re.search(rf"{sent.id} +ann +write +revoked", call_at_home("token", "list")[1])
     assert stat.S_IMODE((tmp_path / "home" / "service").stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("owner", ["", "Ann", "a b", "a" * 64, "../x"])
-def test_an_owner_has_the_form_of_an_id(call: Call, owner: str) -> None:
-    code, out, err = call("token", "create", owner)
+def test_an_owner_has_the_form_of_an_id(call_at_home: Call, owner: str) -> None:
+    code, out, err = call_at_home("token", "create", owner)
     assert (code, out) == (2, "")
     assert "lower-case letters" in err
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org"])
-def test_beyond_loopback_it_refuses_to_start_without_tokens(call: Call, host: str) -> None:
-    code, _, err = call("serve", "--host", host)
+def test_beyond_loopback_it_refuses_to_start_without_tokens(call_at_home: Call, host: str) -> None:
+    code, _, err = call_at_home("serve", "--host", host)
     assert code == 2
     assert "codistill token create OWNER" in err
-    call("token", "create", "ann", "--days", "0.001")
-    (token,) = json.loads(call("token", "list", "-o", "json")[1])
-    call("token", "revoke", token["id"])
-    assert call("serve", "--host", host)[0] == 2, "one that has ended opens nothing"
-    assert call("serve", "--tokens")[0] == 2, "nor does loopback that asks for them"
+    call_at_home("token", "create", "ann", "--days", "0.001")
+    (token,) = json.loads(call_at_home("token", "list", "-o", "json")[1])
+    call_at_home("token", "revoke", token["id"])
+    assert call_at_home("serve", "--host", host)[0] == 2, "one that has ended opens nothing"
+    assert call_at_home("serve", "--tokens")[0] == 2, "nor does loopback that asks for them"
 
 
 def test_headers_that_would_steer_serve_do_not_reach_it() -> None:

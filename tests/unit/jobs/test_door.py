@@ -20,24 +20,17 @@ from jobs.routes import build_api
 from jobs.routes.backend import Backend
 from jobs.status import State
 from jobs.store import Quota, Store
+from tests.unit.jobs.fakes import Clock
 
 PAIR = {"name": "pair", "training": {"steps": 10}}
 NO_LIMIT = Rate(per_s=1e9, burst=1e9)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Guarded:
     """A service with tokens for ann and bob."""
 
     def __init__(self, root: Path, store_url: str | None = None, **rules: Any) -> None:
-        self.clock = Clock()
+        self.clock = Clock(1000.0)
         self.store = Store.open(store_url or f"sqlite:///{root / 'jobs.db'}", self.clock)
         (root / "runs").mkdir()
         strict = {"needs_token": True, "reads": NO_LIMIT, "writes": NO_LIMIT, "guesses": NO_LIMIT, **rules}

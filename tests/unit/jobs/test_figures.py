@@ -23,19 +23,12 @@ from jobs.routes import build_api
 from jobs.routes.backend import Backend
 from jobs.status import State
 from jobs.store import Store, Submission
-from tests.unit.jobs.fakes import beat, spec
-
-
-class Clock:
-    now = 10_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.unit.jobs.fakes import Clock, beat, spec
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(10_000.0)
 
 
 @pytest.fixture

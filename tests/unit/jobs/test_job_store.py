@@ -26,20 +26,12 @@ from jobs.job import Reason, new_job_id
 from jobs.status import IllegalTransition, State
 from jobs.store import Filter, LostRace, QueueFull, Quota, Store, Submission, _compare_and_set
 from jobs.store_engine import make_engine, migrate
-from tests.unit.jobs.fakes import spec
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.unit.jobs.fakes import Clock, spec
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture
