@@ -205,6 +205,8 @@ def test_room_is_given_back_at_the_end(world: World) -> None:
     assert waiting.state is State.QUEUED
     assert waiting.reason is not None
     assert "waits for room" in waiting.reason.message
+    world.tick(5.0)
+    assert world.job(second).updated_at == waiting.updated_at, "nothing is written that stands there already"
     world.runner.finish(first, 1, "failed")
     world.tick()
     assert world.job(first).state is State.FAILED
