@@ -37,7 +37,7 @@ from codistill.data.home import data_home
 from codistill.outcome import Reason, ReplicaOutcome, attempt_result
 from codistill.progress import progress_lines
 from codistill.restarts import Failure, GiveUp, Retry, after_failure
-from codistill.run_dir import RunDir, StorageError, write_json
+from codistill.run_dir import RunDir, StorageError, read_json, write_json
 from codistill.spec import Arm, JobSpec, replica_name
 
 log = logging.getLogger("codistill.driver")
@@ -81,6 +81,7 @@ class Attempt:
                 started_at=started_at,
                 ended_at=time.time(),
                 reason=reason,
+                estimate=read_json(self.run.estimate),
             )
             write_json(self.run.result(self.fence), result)
             if result["outcome"] == "succeeded":

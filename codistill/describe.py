@@ -1,5 +1,8 @@
 """Facts about a spec without training: `python -P -m codistill.describe SPEC`, JSON on standard output.
 
+With `--serve` in place of a spec it goes on for ever: a spec a line on standard input, an answer a line on standard
+output.
+
 Models are built on torch's meta device, which has shapes but no memory, so a machine without the data or a GPU can tell
 what a job will take. A service without torch asks this as a command.
 """
@@ -9,10 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -25,6 +29,7 @@ from codistill.methods import plan
 from codistill.methods.common import TRAIN
 from codistill.numerics import all_reduce_bytes
 from codistill.phase import Learner, Replica
+from codistill.price import exchanges_of
 from codistill.recipes import RecipeUnavailable, open_recipe
 from codistill.recipes.base import Recipe
 from codistill.spec import DiLoCo, Installed, JobSpec
@@ -66,7 +71,7 @@ def describe(spec: JobSpec) -> dict[str, Any]:
     with torch.device("meta"):
         model = recipe.build_model()
     model.to("meta")  # what was put elsewhere by name
-    everyone = range(spec.replicas.count) if spec.exchanges else ()
+    everyone = range(spec.replicas.count) if exchanges_of(spec) else ()
     peers = max((len(teachers_of(spec.exchange.topology, r, spec.replicas.count)) for r in everyone), default=0)
     teachers = 0 if spec.averages else peers
     snapshot = bytes_published(model, spec.exchange.precision)
@@ -146,10 +151,32 @@ def example_of(recipe: Recipe, samples: int) -> Tensor:
     return recipe.example(samples).views["x"].to("meta")
 
 
+def serve(specs: Iterable[str], answers: TextIO) -> None:
+    """First `{"ready": true}`; then for each line, a spec, one line: `{"facts": ...}`, or `{"unknown": why}`."""
+    _answer(answers, {"ready": True})
+    for line in specs:
+        try:
+            _answer(answers, {"facts": describe(parse_spec(line))})
+        except Exception as error:  # of a recipe that somebody has installed, too: the next spec is another
+            _answer(answers, {"unknown": f"{error}" or type(error).__name__})
+
+
+def _answer(answers: TextIO, value: dict[str, Any]) -> None:
+    answers.write(json.dumps(value) + "\n")
+    answers.flush()
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="codistill.describe", description="Facts about a spec, without training.")
-    parser.add_argument("spec", help="a .toml or .json file; - reads JSON from standard input")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("spec", nargs="?", help="a .toml or .json file; - reads JSON from standard input")
+    what.add_argument("--serve", action="store_true", help="answer line by line")
     given = parser.parse_args(arguments)
+    if given.serve:
+        answers = sys.stdout
+        with redirect_stdout(sys.stderr):  # whatever a recipe prints is no answer
+            serve(sys.stdin, answers)
+        return 0
     try:
         spec = parse_spec(sys.stdin.read()) if given.spec == "-" else load_spec(Path(given.spec))
         print(json.dumps(describe(spec), indent=2))

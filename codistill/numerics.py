@@ -14,6 +14,7 @@ from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from codistill.environment import machine
 from codistill.ranks import Ranks
 from codistill.spec import JobSpec
 
@@ -37,6 +38,11 @@ def device_of(spec: JobSpec, index: int) -> torch.device:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ValueError("training.device is 'mps', and torch finds none here; set training.device = 'cpu'")
     return torch.device(kind)
+
+
+def hardware_of(device: torch.device) -> str | None:
+    """The model of what computes: of the GPU, or of this machine's processor; None where nobody tells."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else machine()["cpu"]
 
 
 def set_up_process(spec: JobSpec) -> None:

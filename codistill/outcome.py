@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from codistill.price import taken
+
 RESULT_FORMAT_VERSION = 1
 
 
@@ -22,6 +24,12 @@ class ReplicaOutcome:
     bytes_sent: int = 0
     bytes_received: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    step_s: float | None = None
+    """Seconds per step, evaluations and checkpoints included, since the replica was last started."""
+    memory_bytes: int | None = None
+    """The most that its first rank held since then, beyond what the framework had before."""
+    hardware: str | None = None
+    """What it trained on: a model of GPU or CPU."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,12 @@ def attempt_result(
     started_at: float,
     ended_at: float,
     reason: Reason | None = None,
+    estimate: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The value of `result.json`.
 
     Cancelled when any replica was; failed when all failed, or when `reason` says that the attempt itself did;
-    succeeded otherwise, degraded when a replica is missing from the success.
+    succeeded otherwise, degraded when a replica is missing from the success. `estimate` is what was told before.
     """
     outcomes = [replica.outcome for replica in replicas.values()]
     failed = {name: replica for name, replica in replicas.items() if replica.outcome == "failed"}
@@ -61,6 +70,7 @@ def attempt_result(
         outcome = "failed"
     else:
         outcome = "succeeded"
+    entries = {name: asdict(replica) for name, replica in replicas.items()}
     return {
         "format_version": RESULT_FORMAT_VERSION,
         "job_id": job_id,
@@ -70,5 +80,7 @@ def attempt_result(
         "reason": None if reason is None else asdict(reason),
         "started_at": started_at,
         "ended_at": ended_at,
-        "replicas": {name: asdict(replica) for name, replica in replicas.items()},
+        "replicas": entries,
+        "took": taken(entries, ended_at - started_at),
+        "estimate": estimate,
     }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from codistill.run_dir import RunDir
+from codistill.words import duration
 
 STALE_S = 5.0
 
@@ -68,19 +69,6 @@ def time_left_s(beat: Mapping[str, Any]) -> float | None:
     if speed is None or beat["state"] != "training":
         return None
     return max(0, beat["steps"] - beat["step"]) / speed
-
-
-def duration(seconds: float) -> str:
-    """`12 s`, `3 min 20 s`, `2 h 05 min`, `3 d 4 h`: as much as matters."""
-    whole = round(seconds)
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86_400
-    if minutes < 1:
-        return f"{whole} s"
-    if hours < 1:
-        return f"{minutes} min {whole % 60:02d} s"
-    if days < 1:
-        return f"{hours} h {minutes % 60:02d} min"
-    return f"{days} d {hours % 24} h"
 
 
 def _three_digits(value: float) -> str:

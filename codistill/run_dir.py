@@ -99,6 +99,11 @@ class RunDir:
         """The directory of a replica's log files, one per incarnation, oldest first by name."""
         return self.replica(fence, replica) / "logs"
 
+    @property
+    def estimate(self) -> Path:
+        """What the service told of the job's price, before it began."""
+        return self.root / "estimate.json"
+
     def result(self, fence: int) -> Path:
         return self.attempt(fence) / "result.json"
 

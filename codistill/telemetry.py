@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from codistill.progress import steps_per_s
 from codistill.run_dir import RunDir, StorageError, write_json
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,11 @@ class Telemetry:
             self.beat.first_step_at = now
             self.beat.state = "training"
             self._write()
+
+    def step_s(self) -> float | None:
+        """Mean seconds per step of this incarnation; None before it has made two."""
+        speed = steps_per_s(asdict(self.beat))
+        return None if speed is None else round(1 / speed, 6)
 
     def measured(self, values: dict[str, float]) -> None:
         """Show the newest value of each metric."""

@@ -29,9 +29,10 @@ from codistill.exchange.transport import Connect
 from codistill.exchange.weights import OfWeights
 from codistill.export import write_export
 from codistill.loop import Surroundings, train_phase
+from codistill.memory import MemoryGauge
 from codistill.methods import plan
 from codistill.notebook import Notebook
-from codistill.numerics import Numerics
+from codistill.numerics import Numerics, hardware_of
 from codistill.phase import Artifacts, Learner, Phase, Replica
 from codistill.randomness import seed_everything
 from codistill.ranks import Ranks
@@ -80,6 +81,7 @@ class ReplicaTraining:
         self.notebook = Notebook(self.directory, telemetry, speed, self.ranks)
         self.finished: dict[str, Learner] = {}
         self.started = time.monotonic()
+        self.memory = MemoryGauge(self.device)
         self.seconds_before = 0.0
 
     # ---- phases
@@ -305,4 +307,7 @@ class ReplicaTraining:
             "bytes_sent": self.notebook.counters.bytes_sent,
             "bytes_received": self.notebook.counters.bytes_received,
             "metrics": self.notebook.results,
+            "step_s": self.notebook.telemetry.step_s(),
+            "memory_bytes": self.memory.peak_bytes(),
+            "hardware": hardware_of(self.device),
         }

@@ -73,6 +73,10 @@ class Job:
     started_at: float | None
     """When the first attempt began."""
     ended_at: float | None
+    likeness: str | None
+    """The same for jobs whose steps take equally long on the same machine."""
+    estimate: Mapping[str, Any] | None
+    """What it was said to take."""
 
     @property
     def spec(self) -> JobSpec:

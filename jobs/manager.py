@@ -14,7 +14,7 @@ from typing import Any, assert_never
 
 from codistill.capacity import Node
 from codistill.inheritance import NothingToGoOnFrom, begin_from
-from codistill.run_dir import RunDir, StorageError, read_json
+from codistill.run_dir import RunDir, StorageError, read_json, write_json
 from jobs.decide import (
     Begin,
     Decision,
@@ -149,6 +149,7 @@ class Manager:
                 run.create(job.spec)
             else:
                 begin_from(RunDir(self._storage, job.parent), run, job.spec)
+            write_json(run.estimate, job.estimate)
         except NothingToGoOnFrom as error:  # what was there when it was submitted has been taken away by hand
             self._store.move(job, State.FAILED, reason=Reason("no_checkpoint", str(error)), lease=lease)
             return

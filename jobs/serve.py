@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from codistill.capacity import Node, nodes_from_ray
+from jobs.describer import Describer
 from jobs.door import DoorRules
 from jobs.log_lines import configure
 from jobs.manager import Manager
@@ -72,13 +73,16 @@ class ApiDeployment:
 
     def __init__(self, settings: Settings, manager: Any) -> None:
         self._settings, self._manager = settings, manager
+        self._describer = Describer({"CODISTILL_DATA": settings.data_home})
+        self._describer.warm_up()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         configure(self._settings.log_format)
         store, listen = Store.open(self._settings.store_url), self._settings.listen
         rules = DoorRules(needs_token=listen.needs_token, hosts=frozenset(listen.names))
         quota = Quota() if listen.needs_token else Quota.alone()
-        return build_api(Backend(store, Path(self._settings.storage), living_nodes, rules, quota))
+        storage, facts = Path(self._settings.storage), self._describer.facts
+        return build_api(Backend(store, storage, living_nodes, rules, quota, facts=facts))
 
 
 def application(settings: Settings) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from codistill.capacity import demand_of
+from codistill.price import likeness
 from codistill.spec import JobSpec
 from jobs.accounts import Accounts
 from jobs.audit import AuditRow, note, rows_of
@@ -75,6 +76,8 @@ class Submission:
     """Of the same caller, the same key means the same job."""
     digest: str = ""
     """Of all that was asked for, to see whether it is the same."""
+    estimate: Mapping[str, Any] | None = None
+    """What the caller was told that it will take."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ class Store:
             "name": asked.spec.name,
             "labels": dict(asked.spec.labels),
             "spec": asked.spec.model_dump(mode="json"),
+            "likeness": likeness(asked.spec),
+            "estimate": asked.estimate,
             "state": State.QUEUED.value,
             "fence": 0,
             "attempts": 0,
@@ -163,6 +168,16 @@ class Store:
     def in_states(self, states: Iterable[State]) -> list[Job]:
         """All jobs in any of `states`, oldest first."""
         query = sa.select(JOBS).where(JOBS.c.state.in_([s.value for s in states])).order_by(JOBS.c.seq)
+        with self._database.transaction() as connection:
+            return [_job(row) for row in connection.execute(query)]
+
+    def alike(self, likeness: str, *, owner: str | None, limit: int) -> list[Job]:
+        """At most `limit` jobs of the same likeness that have succeeded, newest first; those that go on from others, of
+        whose steps they made only some, are left out. `owner` limits them to that one's."""
+        wanted = [JOBS.c.likeness == likeness, JOBS.c.state == State.SUCCEEDED.value, JOBS.c.parent.is_(None)]
+        if owner is not None:
+            wanted.append(JOBS.c.owner == owner)
+        query = sa.select(JOBS).where(*wanted).order_by(JOBS.c.seq.desc()).limit(limit)
         with self._database.transaction() as connection:
             return [_job(row) for row in connection.execute(query)]
 

@@ -31,6 +31,8 @@ JOBS = sa.Table(
     sa.Column("state_since", sa.Double),
     sa.Column("started_at", sa.Double),
     sa.Column("ended_at", sa.Double),
+    sa.Column("likeness", sa.String(64)),
+    sa.Column("estimate", sa.JSON(none_as_null=True)),
 )
 TRANSITIONS = sa.Table(
     "transitions",

@@ -50,6 +50,7 @@ def full(
     result = read_json(run.result(job.fence)) if job.fence else None
     value = summary(job, place)
     value["spec"] = job.spec_json
+    value["estimate"] = job.estimate
     value["status"] |= {
         "fence": job.fence,
         "degraded": bool(result and result.get("degraded")),

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 
 from codistill.compare.rows import Difference, Row
+from codistill.words import size
 
 METRIC_NAMES = {
     "log_loss": "log loss",
@@ -39,7 +40,7 @@ def arms_text(rows: Sequence[Row]) -> str:
         columns["churn to incumbent"] = lambda row: _value("mean_abs_difference", row.incumbent_mean_abs_difference)
         columns["flips to incumbent"] = lambda row: _value("flips", row.incumbent_flips)
     columns["seconds"] = lambda row: f"{row.seconds:.1f}"
-    columns["exchanged"] = lambda row: _size(row.bytes_exchanged)
+    columns["exchanged"] = lambda row: size(row.bytes_exchanged)
     return _aligned(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
 
 
@@ -99,12 +100,3 @@ def _aligned(head: list[str], lines: Sequence[list[str]]) -> str:
     text = ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in table]
     text.insert(1, "-" * len(text[0]))
     return "\n".join(text)
-
-
-def _size(num_bytes: int) -> str:
-    size = float(num_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

@@ -12,6 +12,7 @@ import typer
 
 from jobs.cli.exits import CommandError, Exit, exit_of
 from jobs.cli.output import Format, emit, emit_data, plain, say, table
+from jobs.cli.price import price_lines
 from jobs.cli.service import JobId, Url, connect, describe, labels_of, since_when, tell_end, why
 from jobs.status import State
 
@@ -33,6 +34,8 @@ def submit(
     with connect(url) as client:
         job = client.submit(checked)
         emit(job.id)
+        for line in price_lines(job.value["estimate"]):
+            say(line)
         say(f"next: codistill watch {job.id} | codistill logs {job.id} --follow | codistill cancel {job.id}")
         if watch:
             from jobs.cli.watch import follow

@@ -12,6 +12,7 @@ import typer
 
 from jobs.cli.exits import CommandError, Exit
 from jobs.cli.output import number, plain, say, service_url, table
+from jobs.cli.price import price_lines
 
 if TYPE_CHECKING:
     from jobs.client import Client, RemoteJob
@@ -62,6 +63,7 @@ def describe(job: RemoteJob) -> str:
         f"{job.id}  {job.state}  attempt {status['fence']}  {progress['completed']}/{progress['total']} steps",
         *([f"because: {plain(job.reason.message)} [{job.reason.code}]"] if job.reason else []),
         *(["degraded: some replicas failed"] if status["degraded"] else []),
+        *price_lines(job.value["estimate"], (job.value["result"] or {}).get("took")),
         "",
         replica_table(status["replicas"]),
         "",

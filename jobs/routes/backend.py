@@ -12,7 +12,9 @@ from fastapi import Depends, Request
 
 from codistill.capacity import Node
 from codistill.run_dir import ID_PATTERN, RunDir
+from codistill.spec import JobSpec
 from jobs.callers import Caller, Scope
+from jobs.describer import Facts
 from jobs.door import DoorRules
 from jobs.job import Job
 from jobs.problems import ApiProblem
@@ -32,6 +34,11 @@ class EventTimes:
     """Then it ends, and a listener comes back with what it saw last: a token that was revoked is out by then."""
 
 
+def nobody_asked(_spec: JobSpec) -> Facts | str:
+    """Of a service that was given nobody who knows."""
+    return "this service does not find them out; codistill validate --facts does"
+
+
 @dataclass(frozen=True)
 class Backend:
     """What the routes stand on."""
@@ -43,6 +50,8 @@ class Backend:
     rules: DoorRules = field(default_factory=DoorRules)
     quota: Quota = field(default_factory=Quota)
     events: EventTimes = field(default_factory=EventTimes)
+    facts: Callable[[JobSpec], Facts | str] = nobody_asked
+    """What a spec trains, sends and takes, or why that is not known."""
 
     def run_of(self, job: Job) -> RunDir:
         return RunDir(self.storage, job.id)

@@ -16,6 +16,7 @@ from jobs.callers import Caller
 from jobs.problems import ApiProblem
 from jobs.routes import shapes
 from jobs.routes.backend import Backend, Writer
+from jobs.routes.pricing import price_of
 from jobs.routes.submission import Key, add, digest_of, read_body, refuse_impossible
 from jobs.status import TERMINAL
 from jobs.storage import check_storage
@@ -70,12 +71,13 @@ def _go_on(backend: Backend, caller: Caller, job_id: str, body: bytes, way: Way,
         raise ApiProblem(422, "bad_changes", str(error), error.problems) from None
     refuse_impossible(spec, backend)
     try:
-        find_legacy(backend.run_of(parent), before, spec)
+        reached = find_legacy(backend.run_of(parent), before, spec).steps()
     except NothingToGoOnFrom as error:
         raise ApiProblem(409, "no_checkpoint", str(error)) from None
     check_storage(backend.storage)
+    price = price_of(backend, caller, spec, steps_done=min(reached.values()))
     digest = digest_of(spec, way, parent.id)
-    return backend.show(add(backend, Submission(spec, caller, parent.id, way, key, digest)))
+    return backend.show(add(backend, Submission(spec, caller, parent.id, way, key, digest, price)))
 
 
 def _changes(body: bytes) -> dict[str, Any]:

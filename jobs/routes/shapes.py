@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from codistill.spec import JobSpec
+from jobs.routes.price_shapes import ESTIMATE_EXAMPLE, Estimate
 from jobs.status import State
 
 EXAMPLE_ID = "pair-k3x7qa"
@@ -178,7 +179,9 @@ class FullStatus(ShortStatus):
 class Job(BaseModel):
     """A job."""
 
-    model_config = _example({**_SUMMARY, "status": _FULL, "spec": SPEC_EXAMPLE, "result": None})
+    model_config = _example(
+        {**_SUMMARY, "status": _FULL, "spec": SPEC_EXAMPLE, "estimate": ESTIMATE_EXAMPLE, "result": None}
+    )
 
     id: str
     name: str
@@ -193,15 +196,19 @@ class Job(BaseModel):
     ended_at: datetime | None
     links: Links
     spec: dict[str, Any]
+    estimate: Estimate | None
+    """Told when it was submitted; None for jobs of before there were estimates."""
     result: dict[str, Any] | None
+    """How it ended, with what it `took` beside the estimate."""
 
 
 class Validated(BaseModel):
     """A spec that this service could run."""
 
-    model_config = _example({"spec": SPEC_EXAMPLE})
+    model_config = _example({"spec": SPEC_EXAMPLE, "estimate": ESTIMATE_EXAMPLE})
 
     spec: JobSpec
+    estimate: Estimate
 
 
 class Thinned(BaseModel):

@@ -21,6 +21,7 @@ from jobs.job import Job, Reason
 from jobs.problems import ApiProblem
 from jobs.routes import shapes
 from jobs.routes.backend import Backend, Reader, Writer
+from jobs.routes.pricing import price_of
 from jobs.status import TERMINAL, State
 from jobs.storage import check_storage
 from jobs.store import KeyConflict, LostRace, ParentGone, QueueFull, StillNeeded, Submission
@@ -60,10 +61,11 @@ def submission_routes(backend: Backend) -> APIRouter:
 
     @router.post("/jobs:validate", response_model=shapes.Validated, openapi_extra=shapes.SPEC_BODY)
     async def validate(request: Request, caller: Reader) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        """Check a spec as submitting it would, and answer with every default filled in."""
+        """Check a spec as submitting it would, and answer with every default filled in and what it will take."""
         body = await read_body(request)
         spec = await asyncio.to_thread(accepted, backend, body)
-        return JSONResponse({"spec": spec.model_dump(mode="json")})
+        price = await asyncio.to_thread(price_of, backend, caller, spec)
+        return JSONResponse({"spec": spec.model_dump(mode="json"), "estimate": price})
 
     @router.post("/jobs/{job_id}/cancel", status_code=202, response_model=shapes.Job)
     def cancel(job_id: str, caller: Writer) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
@@ -107,7 +109,8 @@ async def read_body(request: Request) -> bytes:
 def _submit(backend: Backend, caller: Caller, body: bytes, key: str | None) -> dict[str, Any]:
     spec = accepted(backend, body)
     check_storage(backend.storage)
-    return backend.show(add(backend, Submission(spec, caller, key=key, digest=digest_of(spec))))
+    price = price_of(backend, caller, spec)
+    return backend.show(add(backend, Submission(spec, caller, key=key, digest=digest_of(spec), estimate=price)))
 
 
 def accepted(backend: Backend, body: bytes) -> JobSpec:

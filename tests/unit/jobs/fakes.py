@@ -112,5 +112,6 @@ def job(state: State, **change: Any) -> Job:
         spec_json=spec().model_dump(mode="json"), state=state, reason=None,
         first_cause=None, fence=int(started), attempts=int(started), submission_id=None, created_at=0.0,
         updated_at=0.0, state_since=NOW - 0.5, started_at=NOW - 10 if started else None, ended_at=None,
+        likeness=None, estimate=None,
     )  # fmt: skip
     return replace(made, **change)

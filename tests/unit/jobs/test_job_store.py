@@ -217,6 +217,36 @@ def test_a_wait_is_explained_without_a_transition(store: Store) -> None:
     assert len(store.transitions(job.id)) == 1
 
 
+def test_jobs_are_alike_that_have_succeeded_with_steps_of_the_same_kind(store: Store) -> None:
+    bob = Caller("bob", Scope.WRITE)
+    asked = {
+        "a": Submission(spec(name="a", training={"steps": 5}), estimate={"steps": 5}),
+        "b": Submission(spec(name="b", training={"steps": 9}), bob),
+        "other": Submission(spec(name="other", training={"batch_size": 7})),
+        "child": Submission(spec(name="child"), parent="a"),
+        "failed": Submission(spec(name="failed")),
+        "queued": Submission(spec(name="queued")),
+    }
+    made = {}
+    for name, one in asked.items():
+        made[name] = store.submit(one if one.parent is None else replace(one, parent=made["a"].id))
+    for name, end in [
+        ("a", State.SUCCEEDED),
+        ("b", State.SUCCEEDED),
+        ("other", State.SUCCEEDED),
+        ("child", State.SUCCEEDED),
+        ("failed", State.FAILED),
+    ]:
+        job = store.move(store.move(made[name], State.ADMITTED), State.STARTING, fence=1)
+        store.move(store.move(job, State.RUNNING), end)
+    like = made["a"].likeness
+    assert like is not None
+    assert [job.name for job in store.alike(like, owner=None, limit=9)] == ["b", "a"]
+    assert [job.name for job in store.alike(like, owner=None, limit=1)] == ["b"]
+    assert [job.name for job in store.alike(like, owner="bob", limit=9)] == ["b"]
+    assert [job.estimate for job in store.alike(like, owner="local", limit=9)] == [{"steps": 5}]
+
+
 def test_jobs_from_before_there_were_owners_are_kept(store_url: str) -> None:
     """With data in: what is new is filled in."""
     url = store_url
@@ -240,6 +270,7 @@ def test_jobs_from_before_there_were_owners_are_kept(store_url: str) -> None:
     assert (job.id, job.owner, job.parent, job.priority) == ("old-aaaaaa", "local", None, 0)
     assert (job.ranks, job.cpus, job.gpus) == (3, 0.5, 0.25)
     assert job.spec == given
+    assert (job.likeness, job.estimate) == (None, None)
     assert [t.state for t in store.transitions(job.id)] == [State.QUEUED]
     assert store.move(job, State.SUCCEEDED).state is State.SUCCEEDED
     store.close()
@@ -308,11 +339,12 @@ def test_of_many_submitters_as_many_get_in_as_may(store: Store) -> None:
 
 def test_a_store_of_a_newer_release_is_one_sentence(store: Store, store_url: str) -> None:
     with store._database.transaction(write=True) as connection:
+        newest = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one()
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(StoreError, match="written by a newer codistill"):
         Store.open(store_url)
     with store._database.transaction(write=True) as connection:
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '0003'"))
+        connection.execute(sa.text(f"UPDATE alembic_version SET version_num = '{newest}'"))
 
 
 # ---------------------------------------------------------------- SQLite alone

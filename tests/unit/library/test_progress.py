@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from codistill.progress import duration, progress_line, steps_per_s, time_left_s
+from codistill.progress import progress_line, steps_per_s, time_left_s
 from codistill.telemetry import Beat
 
 
@@ -70,21 +70,6 @@ def test_teachers_stand_after_the_time() -> None:
     teachers = [{"teacher": "replica-1", "version": 100, "lag_steps": None, "offset_steps": 21}]
     line = progress_line(beat(teachers=teachers, metrics={"eval/accuracy": 0.9534}), now=1003.5)
     assert line.endswith("12 s left  accuracy 0.953  hears replica-1 v100 (lag ?, offset 21)")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "says"),
-    [
-        (0.2, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 00 s"),
-        (200, "3 min 20 s"),
-        (7500, "2 h 05 min"),
-        (86_400 * 3 + 3600 * 4 + 59, "3 d 4 h"),
-    ],
-)
-def test_durations(seconds: float, says: str) -> None:
-    assert duration(seconds) == says
 
 
 @pytest.mark.parametrize(("speed", "says"), [(1234.4, "1234"), (41.23, "41.2"), (2.0, "2.00"), (0.03125, "0.0312")])

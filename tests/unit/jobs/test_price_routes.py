@@ -1,0 +1,138 @@
+"""What a job will take, told at the door; and beside it, at the end, what it took."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from codistill.capacity import Node
+from codistill.outcome import ReplicaOutcome, attempt_result
+from codistill.run_dir import RunDir, read_json, write_json
+from codistill.spec import JobSpec
+from jobs.callers import LOCAL, Caller, Scope
+from jobs.cli.price import price_lines
+from jobs.routes import build_api
+from jobs.routes.backend import Backend
+from jobs.routes.pricing import price_of
+from jobs.status import State
+from tests.unit.jobs.test_lineage_routes import World
+
+FACTS: dict[str, Any] = {
+    "parameters": 1_234_000,
+    "bytes_received_per_exchange": 38_440,
+    "memory_bytes_per_rank": {"total": 2_500_000},
+    "phases": {"train": {"flops_per_step": 1, "teachers_flops_per_step": 1}},
+}
+
+
+class Priced(World):
+    """Routes that are told the same facts of every spec."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked: list[JobSpec] = []
+        self.backend = Backend(self.store, self.storage, lambda: [Node(2.0, 0.0)], facts=self._facts)
+        self.http = TestClient(build_api(self.backend), "http://127.0.0.1")
+
+    def _facts(self, spec: JobSpec) -> dict[str, Any]:
+        self.asked.append(spec)
+        return FACTS
+
+    def succeed(self, job_id: str, step_s: float = 0.5, seconds: float = 20.0) -> None:
+        """Both replicas train their 10 steps."""
+        run = self.run(job_id)
+        ended = ReplicaOutcome("succeeded", steps=10, incarnations=1, step_s=step_s, memory_bytes=9, hardware="chip")
+        replicas = {"replica-0": ended, "replica-1": ended}
+        told = read_json(run.estimate)
+        write_json(run.result(1), attempt_result(job_id, 1, replicas, started_at=0, ended_at=seconds, estimate=told))
+        self.move(job_id, State.RUNNING, State.SUCCEEDED)
+
+
+@pytest.fixture
+def priced(tmp_path: Path) -> Iterator[Priced]:
+    made = Priced(tmp_path)
+    with made.http:
+        yield made
+    made.store.close()
+
+
+def test_the_answer_to_a_job_and_to_a_question_is_its_price(priced: Priced) -> None:
+    spec = {"name": "pair", "training": {"steps": 10}, "method": {"kind": "solo"}}
+    first = priced.http.post("/api/v1/jobs", json=spec).json()
+    assert first["estimate"]["parameters"] == 1_234_000
+    assert first["estimate"]["speeds"] == []
+    priced.succeed(first["id"])
+    for answer in (priced.http.post("/api/v1/jobs", json=spec), priced.http.post("/api/v1/jobs:validate", json=spec)):
+        (speed,) = answer.json()["estimate"]["speeds"]
+        assert (speed["hardware"], speed["runs"], speed["seconds"]["median"]) == ("chip", 1, 20.0)
+    assert priced.get(f"/{first['id']}")["estimate"] == first["estimate"], "it stays what was told"
+
+
+def test_a_job_that_goes_on_pays_for_what_is_left(priced: Priced) -> None:
+    parent = priced.parent(step=7, training={"steps": 10})
+    child = priced.go_on(parent, "resume", {"training": {"steps": 12}}).json()
+    assert child["estimate"]["steps"] == 5
+
+
+def test_speeds_of_others_are_not_told(priced: Priced) -> None:
+    spec = {"name": "pair", "training": {"steps": 10}}
+    priced.succeed(priced.submit(**spec))
+    asked = priced.asked[0]
+    bob, root = Caller("bob", Scope.WRITE), replace(LOCAL)
+    assert price_of(priced.backend, bob, asked)["speeds"] == []
+    assert len(price_of(priced.backend, root, asked)["speeds"]) == 1
+
+
+@pytest.mark.parametrize("spoilt", ["gone", "no JSON"])
+def test_a_past_run_that_cannot_be_read_is_left_out(priced: Priced, spoilt: str) -> None:
+    job_id = priced.submit()
+    priced.succeed(job_id)
+    path = RunDir(priced.storage, job_id).result(1)
+    path.unlink() if spoilt == "gone" else path.write_text("{")
+    again = priced.http.post("/api/v1/jobs:validate", json={"name": "pair", "training": {"steps": 10}})
+    assert again.json()["estimate"]["speeds"] == []
+
+
+def test_the_run_directory_knows_what_was_told(priced: Priced) -> None:
+    job_id = priced.submit()
+    priced.tick()  # admits it
+    priced.tick()  # begins it
+    told = priced.get(f"/{job_id}")["estimate"]
+    assert told["parameters"] == 1_234_000
+    assert read_json(RunDir(priced.storage, job_id).estimate) == told
+
+
+def test_a_price_in_words() -> None:
+    spread = {"low": 70.0, "median": 90.0, "high": 100.0}
+    estimate = {
+        "parameters": 1_234_000,
+        "memory_bytes_per_rank": 2_500_000,
+        "exchanges": 12,
+        "bytes_per_exchange": 38_440,
+        "speeds": [
+            {
+                "hardware": "chip\x1b[2J",
+                "runs": 2,
+                "step_s": {"low": 0.02, "median": 0.0251, "high": 0.03},
+                "seconds": spread,
+                "controls_seconds": {"low": 30.0, "median": 31.0, "high": 32.0},
+            }
+        ],
+        "unknown": [],
+    }
+    assert price_lines(estimate) == [
+        "will take: 1,234,000 parameters, 2.5 MB of memory per rank, 12 exchanges of 38.4 kB per replica",
+        "will take: 1 min 30 s (1 min 10 s to 1 min 40 s), 31 s of it for controls, 25.1 ms a step: from 2 runs on"
+        " chip?[2J",
+    ]
+    took = {"seconds": 95.0, "step_s": 1.5, "memory_bytes_per_rank": 2_600_000, "bytes_received": 999, "hardware": "x"}
+    assert price_lines(None, took) == [
+        "took: 1 min 35 s, 1.5 s a step, 2.6 MB of memory per rank, 999 B received, on x"
+    ]
+    unknown = {**estimate, "parameters": None, "speeds": [], "unknown": ["sizes: no torch"]}
+    assert price_lines(unknown) == ["unknown: sizes: no torch"]
