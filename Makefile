@@ -31,8 +31,10 @@ $(READY): $(RUNS)
 demo: $(RUNS)
 	$(BIN)/codistill demo
 
+# Side by side what needs no more than a process; then, one after another, what starts Ray or a service.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not alone" -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -m alone
 
 # Debian's browser: the one that Playwright would fetch comes from outside the package registries.
 test-page: $(READY)

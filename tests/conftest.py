@@ -32,6 +32,19 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 
+OWN_MACHINE = ("ray", "service", "page")
+"""Directories of tests that start Ray, a service or a browser, and wait for them: beside others they would be slow."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is not to be run beside other tests."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.get_closest_marker("ray") or item.path.relative_to(here).parts[0] in OWN_MACHINE:
+            item.add_marker("alone")
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """Two CPUs and 1 GB of object store, shared by all tests; yields its address."""
