@@ -181,6 +181,7 @@ def _start_once(home: Path, head: Head, size: HeadSize) -> str | None:
     environment = {**os.environ, **ray_environment(head), processes.MARK: head.head_id}
     environment.pop("RAY_AUTH_TOKEN", None)  # it would win over the path
     environment["TMPDIR"] = head.temp_dir  # what is killed cannot clean up after itself
+    environment.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "1")  # 10 s without a proxy is 10 s without us
     # So that `python` in a Ray Job's command is one that has this package.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     with _log_path(home).open("w") as log:

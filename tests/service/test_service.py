@@ -76,6 +76,29 @@ def test_the_service_killed_and_started_again_finds_its_job_going_on(service: Se
     assert nothing_counts_twice(service, job_id, 1500)
 
 
+PARTS = ("ray::ProxyActor", "ray::ServeReplica:codistill:api", "ray::ServeReplica:codistill:manager")
+
+
+def test_each_part_of_the_service_that_is_killed_alone_is_replaced(service: Service) -> None:
+    """The proxy, the routes and the manager, one after another under the same job, which goes on."""
+    job_id = service.client.submit(spec_of("parts-killed", 3000)).id
+    service.wait_step(job_id, 20)
+    for part in PARTS:
+        killed = pids_of(service, part)
+        assert len(killed) == 1, part
+        assert min(steps_of(service, job_id).values()) < 3000, "in mid-job"
+        os.kill(*killed, signal.SIGKILL)
+        until(f"{part} is replaced", lambda part=part, killed=killed: pids_of(service, part) - killed, 30)
+        until("the service answers", service.client.ready, 30)
+    job = service.wait_end(job_id)
+    assert (job.state, job.value["status"]["attempts"]) == (State.SUCCEEDED, 1)
+    assert nothing_counts_twice(service, job_id, 3000)
+
+
+def pids_of(service: Service, part: str) -> set[int]:
+    return {process.pid for process in service.own_processes() if title(process.pid).startswith(part)}
+
+
 def steps_of(service: Service, job_id: str) -> dict[str, int]:
     return {name: beat["step"] for name, beat in service.run_of(job_id).read_heartbeats(1).items()}
 
