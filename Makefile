@@ -6,13 +6,14 @@ RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-page lint bench clean
+.PHONY: demo test test-page test-postgres lint bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   train two replicas alone and together through the whole stack, and compare them"
 	@echo "make test   run all tests"
 	@echo "make test-page  the web page in a real browser, which it installs; make test runs these too from then on"
+	@echo "make test-postgres  the tests of the service on a real PostgreSQL server instead of SQLite"
 	@echo "make lint   format check, lint, types, import contracts"
 	@echo "make bench  measure what training and the exchange cost"
 
@@ -41,6 +42,10 @@ test-page: $(READY)
 	command -v chromium > /dev/null || apt-get install -y chromium
 	$(PIP) -e '.[browser]'
 	$(BIN)/python -m pytest tests/page
+
+# The tests of the service once more, with every store in a PostgreSQL server that they start.
+test-postgres: $(READY)
+	CODISTILL_TEST_STORE=postgresql $(BIN)/python -m pytest tests/unit/jobs tests/service tests/page
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -45,6 +45,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("alone")
 
 
+def pytest_configure() -> None:
+    from tests.stores import KIND, KINDS
+
+    if KIND not in KINDS:
+        raise pytest.UsageError(f"CODISTILL_TEST_STORE is {KIND!r}; use {' or '.join(KINDS)}")
+
+
+def pytest_report_header() -> str:
+    from tests.stores import KIND
+
+    return f"store of the service: {KIND}"
+
+
+def pytest_sessionfinish() -> None:
+    from tests.stores import close
+
+    close()
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """Two CPUs and 1 GB of object store, shared by all tests; yields its address."""

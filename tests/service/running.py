@@ -17,16 +17,19 @@ from codistill.spec_errors import parse_spec
 from jobs import head as heads
 from jobs import processes
 from jobs.client import Client, RemoteJob
+from jobs.head import service_dir
 from jobs.status import State
+from tests.stores import new_store
 
 SERVE_PROCESSES = ("ray::ServeReplica:codistill", "ray::ServeController", "ray::ProxyActor")
 
 
 class Service:
-    """`codistill serve` on free ports, from a home of its own."""
+    """`codistill serve` on free ports, from a home and with a store of its own."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self.store_url = new_store(service_dir(home))
         self.port = heads.free_ports(1)[0]
         self.client = Client(f"http://127.0.0.1:{self.port}", timeout_s=30)
         self.log = home.parent / "serve.log"
@@ -37,7 +40,8 @@ class Service:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "CODISTILL_HOME": str(self.home), "CODISTILL_URL": self.client.url}
+        own = {"CODISTILL_HOME": str(self.home), "CODISTILL_DATABASE": self.store_url, "CODISTILL_URL": self.client.url}
+        return {**os.environ, **own}
 
     def start(self) -> None:
         words = ["serve", "--port", str(self.port), "--cpus", "2", "--object-store-mb", "200"]

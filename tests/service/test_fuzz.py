@@ -26,6 +26,7 @@ from jobs.routes import build_api
 from jobs.routes.backend import Backend, EventTimes
 from jobs.status import State
 from jobs.store import Store
+from tests.stores import new_store
 from tests.unit.jobs.fakes import spec
 
 CASES, CASES_PER_ROUTE = 3000, 120
@@ -43,7 +44,7 @@ class World:
 
     def __init__(self, root: Path) -> None:
         (root / "runs").mkdir()
-        self.store = Store.open(f"sqlite:///{root / 'jobs.db'}")
+        self.store = Store.open(new_store(root))
         look_once = EventTimes(poll_s=0.0, stream_s=0.0)
         self.app = build_api(Backend(self.store, root / "runs", lambda: [Node(64.0, 8.0)], events=look_once))
         self.store.lease.acquire("fuzz", 1e9)

@@ -3,27 +3,26 @@ command in a home of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from jobs import cli
-from tests.postgres import Postgres, start
+from tests.postgres import Postgres
+from tests.stores import shared_server, sqlite_store
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    server = start()
-    yield server
-    server.close()
+def postgres() -> Postgres:
+    return shared_server()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of each kind."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'jobs.db'}"
+        return sqlite_store(tmp_path)
     server: Postgres = request.getfixturevalue("postgres")
     return server.empty()
 

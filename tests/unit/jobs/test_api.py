@@ -26,6 +26,7 @@ from jobs.routes.backend import Backend
 from jobs.rows import MAX_ROWS
 from jobs.status import State
 from jobs.store import Store
+from tests.stores import new_store, sqlite_store
 from tests.unit.jobs.fakes import beat, result
 
 PAIR = {"name": "pair", "training": {"steps": 10}}
@@ -33,10 +34,10 @@ JSON = {"Content-Type": "application/json"}
 
 
 class Service:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, store_url: str | None = None) -> None:
         self.storage = root / "runs"
         self.storage.mkdir()
-        self.store = Store.open(f"sqlite:///{root / 'jobs.db'}")
+        self.store = Store.open(store_url or new_store(root))
         self.nodes = [Node(2.0, 0.0)]
         app = build_api(Backend(self.store, self.storage, lambda: self.nodes))
         self.http = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False)
@@ -186,7 +187,8 @@ def test_storage_that_is_missing_or_full_is_503(service: Service, monkeypatch: p
     assert service.store.page(limit=1) == []
 
 
-def test_a_broken_store_is_503(service: Service, tmp_path: Path) -> None:
+def test_a_broken_store_is_503(tmp_path: Path) -> None:
+    service = Service(tmp_path, sqlite_store(tmp_path))
     service.store.close()
     (tmp_path / "jobs.db").write_bytes(b"no database " * 1000)
     for name in ("jobs.db-wal", "jobs.db-shm"):

@@ -32,6 +32,7 @@ from jobs.routes.backend import Backend
 from jobs.status import State
 from jobs.store import Store
 from tests.datasets import write_images
+from tests.stores import new_store
 from tests.unit.jobs.fakes import beat
 
 EXAMPLES = Path(cli.__file__).parents[1] / "examples"
@@ -44,7 +45,7 @@ class Server:
     def __init__(self, root: Path) -> None:
         self.storage = root / "runs"
         self.storage.mkdir()
-        self.store = Store.open(f"sqlite:///{root / 'jobs.db'}")
+        self.store = Store.open(new_store(root))
         app = build_api(Backend(self.store, self.storage, lambda: [Node(2.0, 0.0)]))
         self._uvicorn = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none", lifespan="off"))
         self._socket = socket.socket()

@@ -20,6 +20,7 @@ from jobs.routes import build_api
 from jobs.routes.backend import Backend
 from jobs.status import State
 from jobs.store import Quota, Store
+from tests.stores import new_store, sqlite_store
 from tests.unit.jobs.fakes import Clock
 
 PAIR = {"name": "pair", "training": {"steps": 10}}
@@ -31,7 +32,7 @@ class Guarded:
 
     def __init__(self, root: Path, store_url: str | None = None, **rules: Any) -> None:
         self.clock = Clock(1000.0)
-        self.store = Store.open(store_url or f"sqlite:///{root / 'jobs.db'}", self.clock)
+        self.store = Store.open(store_url or new_store(root), self.clock)
         (root / "runs").mkdir()
         strict = {"needs_token": True, "reads": NO_LIMIT, "writes": NO_LIMIT, "guesses": NO_LIMIT, **rules}
         backend = Backend(self.store, root / "runs", lambda: [Node(2.0, 0.0)], DoorRules(**strict), Quota(6, 4))
@@ -139,7 +140,8 @@ def test_one_token_takes_the_place_of_another_without_a_pause(on_both: Guarded) 
     assert [on_both.ask("GET", "/version", token).status_code for token in (old, new)] == [401, 200]
 
 
-def test_a_secret_is_kept_nowhere(guarded: Guarded, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_secret_is_kept_nowhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    guarded = Guarded(tmp_path, sqlite_store(tmp_path))
     secrets = [token[-43:] for token in guarded.tokens.values()]
     guarded.ask("GET", "/version", guarded.tokens["ann"])
     guarded.store.close()

@@ -20,6 +20,7 @@ from jobs.routes import build_api
 from jobs.routes.backend import Backend, EventTimes
 from jobs.status import State
 from jobs.store import Store
+from tests.stores import new_store
 from tests.unit.jobs.fakes import beat
 
 PAIR = {"name": "pair", "training": {"steps": 10}}
@@ -38,7 +39,7 @@ class Listening:
     def __init__(self, root: Path) -> None:
         self.storage = root / "runs"
         self.storage.mkdir()
-        self.store = Store.open(f"sqlite:///{root / 'jobs.db'}")
+        self.store = Store.open(new_store(root))
         times = EventTimes(poll_s=0.0, stream_s=0.0)
         backend = Backend(self.store, self.storage, lambda: [Node(2.0, 0.0)], DoorRules(needs_token=True), events=times)
         self.http = TestClient(build_api(backend), "http://127.0.0.1")

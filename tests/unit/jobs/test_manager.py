@@ -18,6 +18,7 @@ from jobs.manager import Manager
 from jobs.manager_loop import ManagerLoop
 from jobs.status import TERMINAL, State
 from jobs.store import Store
+from tests.stores import new_store
 from tests.unit.jobs.fakes import Clock, FakeRunner, spec
 
 
@@ -28,7 +29,8 @@ class World:
         self.clock = Clock()
         self.storage = root / "runs"
         self.storage.mkdir()
-        self.store = Store.open(f"sqlite:///{root / 'jobs.db'}", self.clock)
+        self.url = new_store(root)
+        self.store = Store.open(self.url, self.clock)
         self.runner = FakeRunner(self.storage)
         self.nodes = [Node(2.0, 0.0)]
         self.manager = self.new_manager()
@@ -229,7 +231,7 @@ def test_the_loop_brings_a_job_to_its_end_and_passes_the_lease_on(tmp_path: Path
     world = World(tmp_path)
     world.store.lease.release("test")
     world.clock = world.manager._clock = time.time
-    store = Store.open(f"sqlite:///{tmp_path / 'jobs.db'}")
+    store = Store.open(world.url)
     loop = ManagerLoop(store, Manager(store, world.runner, world.storage, lambda: world.nodes))
     job_id = world.submit()
     loop.start()

@@ -21,6 +21,7 @@ from jobs.routes.backend import Backend
 from jobs.routes.submission import cancel_job
 from jobs.status import NEXT, RESERVING, TERMINAL, State
 from jobs.store import Store
+from tests.stores import new_store
 from tests.unit.jobs.fakes import Clock, FakeRunner, spec
 
 
@@ -34,7 +35,7 @@ class ManagerMachine(RuleBasedStateMachine):
         self.root = Path(tempfile.mkdtemp())
         self.clock = Clock()
         (self.root / "runs").mkdir()
-        self.store = Store.open(f"sqlite:///{self.root / 'jobs.db'}", self.clock)
+        self.store = Store.open(new_store(self.root), self.clock)
         self.runner = FakeRunner(self.root / "runs")
         self.nodes = [Node(2.0, 0.0), Node(1.0, 0.0)]
         self.owner = 0

@@ -25,6 +25,7 @@ from jobs.routes import build_api
 from jobs.routes.backend import Backend
 from jobs.store import Store
 from tests.ended_runs import write_rows
+from tests.stores import new_store
 
 PAGES = ("/", "/jobs/pair-k3x7qa", "/compare", "/queue", "/submit")
 STATIC = HERE / "static"
@@ -35,7 +36,7 @@ MOST_BYTES = 150_000
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     root = tmp_path_factory.mktemp("page")
-    store = Store.open(f"sqlite:///{root / 'jobs.db'}")
+    store = Store.open(new_store(root))
     backend = Backend(store, root, lambda: [Node(2.0, 0.0)], DoorRules(needs_token=True, guesses=Rate(1e9, 1e9)))
     with TestClient(build_api(backend), "http://127.0.0.1") as http:
         yield http
@@ -124,7 +125,7 @@ def test_the_page_stays_small() -> None:
 
 
 def test_typing_into_the_form_does_not_use_up_what_may_be_written(tmp_path: Path) -> None:
-    store = Store.open(f"sqlite:///{tmp_path / 'jobs.db'}")
+    store = Store.open(new_store(tmp_path))
     rules = DoorRules(needs_token=True, writes=Rate(1e-9, 1.0))
     token = store.accounts.create("ann", Scope.WRITE, lifetime_s=None, by=LOCAL)[1]
     with TestClient(build_api(Backend(store, tmp_path, lambda: [Node(2.0, 0.0)], rules)), "http://127.0.0.1") as http:

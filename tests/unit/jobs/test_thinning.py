@@ -21,6 +21,7 @@ from jobs.routes import build_api
 from jobs.routes.backend import Backend
 from jobs.store import Store
 from jobs.thinning import thin, thin_table
+from tests.stores import new_store
 
 
 def by_loop(values: list[float], max_points: int) -> list[int]:
@@ -74,7 +75,7 @@ def test_each_series_is_thinned_by_itself_and_order_stays() -> None:
 @pytest.fixture
 def written(tmp_path: Path) -> Iterator[tuple[TestClient, str]]:
     """A job whose replica has 30,000 rows of metrics and 900 of the ledger."""
-    store = Store.open(f"sqlite:///{tmp_path / 'jobs.db'}")
+    store = Store.open(new_store(tmp_path))
     (tmp_path / "runs").mkdir()
     http = TestClient(build_api(Backend(store, tmp_path / "runs", lambda: [Node(2.0, 0.0)])), "http://127.0.0.1")
     with http:
