@@ -1,19 +1,23 @@
 """`codistill demo`: two models alone against two pairs that teach each other, through the whole stack.
 
-It starts a service of its own in a temporary place, submits over HTTP, compares, and ends everything it started.
+It starts a service of its own in a home of its own, submits over HTTP, says where the page shows it, compares, and ends
+everything it started. The store of a demo that went well is kept beside the run directories, so that the page can show
+them again.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+import webbrowser
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,22 +59,33 @@ def demo(
     recipe: Annotated[
         DemoRecipe, typer.Option(help="images: Fashion-MNIST, fetched if need be; auto: digits where it cannot be had")
     ] = DemoRecipe.AUTO,
+    browser: Annotated[
+        bool, typer.Option(help="Open the page, where a terminal has a display; never where CI is set")
+    ] = True,
 ) -> int:
     """Train two models alone and two pairs together, through the whole stack, and compare."""
     from jobs.cli.local import require_cluster
 
     require_cluster("demo")
     chosen = settle_recipe(recipe)
-    storage = home() / "demo"
-    storage.mkdir(parents=True, exist_ok=True)
-    with _sigterm_as_interrupt(), _service(storage) as url:
+    place = _new_place(home() / "demo")
+    with _sigterm_as_interrupt(), _service(place) as url:
         from jobs.client import Client
 
         with Client(url) as client:
             arms = {arm: [client.submit(spec).id for spec in specs] for arm, specs in demo_specs(chosen).items()}
+            say(f"the page: {url}/ shows all four jobs live, {url}/jobs/{arms[PAIR][0]} the first pair")
+            if browser and is_at_a_display(os.environ, terminal=sys.stdin.isatty() and sys.stderr.isatty()):
+                webbrowser.open(f"{url}/")
             _follow(client, arms)
-    _report(storage, arms)
+    _report(place, arms)
     return Exit.DONE
+
+
+def is_at_a_display(environment: Mapping[str, str], *, terminal: bool) -> bool:
+    """Whether a browser opened here would be seen by whoever started the command, and is not in their way."""
+    elsewhere = environment.get("CI") or environment.get("SSH_CONNECTION")
+    return terminal and not elsewhere and bool(environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY"))
 
 
 def settle_recipe(asked: DemoRecipe) -> DemoRecipe:
@@ -106,18 +121,25 @@ def demo_specs(recipe: DemoRecipe) -> dict[str, list[JobSpec]]:
 # ---------------------------------------------------------------- a service for the time of the demo
 
 
+def _new_place(demos: Path) -> Path:
+    """A home for one demo: with it as CODISTILL_HOME, `codistill serve` finds its jobs again."""
+    demos.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=demos))
+
+
 @contextmanager
-def _service(storage: Path) -> Generator[str]:
-    """A service with a head and a state of its own; yields its address, leaves no process behind."""
+def _service(place: Path) -> Generator[str]:
+    """A service with `place` as its home and a head of its own; yields its address, leaves no process behind. Its store
+    stays if all went well."""
     from jobs import head as heads
 
-    state = Path(tempfile.mkdtemp(prefix="codistill-demo-"))
     port = heads.free_ports(1)[0]
     # Two at least: a pair starts whole, and on one core it only takes longer.
     cpus = max(2, os.cpu_count() or 1)
-    command = [sys.executable, "-P", "-m", "jobs.cli", "serve", "--port", str(port), "--storage", str(storage)]
+    command = [sys.executable, "-P", "-m", "jobs.cli", "serve", "--port", str(port)]
     command += ["--cpus", str(cpus), "--object-store-mb", "256"]
-    log_path = state / "serve.log"
+    log_path = place / "serve.log"
+    kept: tuple[str, ...] = ()
     try:
         say("starting a Ray head and a service for the demo ...")
         with log_path.open("w") as log:
@@ -127,22 +149,41 @@ def _service(storage: Path) -> Generator[str]:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "CODISTILL_HOME": str(state), "CODISTILL_DATA": str(data_home())},
+                env=_environment(place),
                 start_new_session=True,
             )
         try:
             url = f"http://127.0.0.1:{port}"
             _wait_ready(url, process, log_path)
             yield url
+            kept = ("jobs.db", "jobs.db-wal")
         finally:
             # Without the time for an orderly end, the head is what the command would only withdraw from.
             process.kill()
             process.wait()
     finally:
-        known = heads.remembered(state)
+        known = heads.remembered(place)
         if known is not None:
-            heads.end(state, known)
-        shutil.rmtree(state, ignore_errors=True)
+            heads.end(place, known)
+        _clear(place, kept)
+
+
+def _environment(place: Path) -> dict[str, str]:
+    """The demo's own home and store, whatever the user's service has; data are looked for where the user has them."""
+    environment = {**os.environ, "CODISTILL_HOME": str(place), "CODISTILL_DATA": str(data_home())}
+    environment.pop("CODISTILL_DATABASE", None)
+    return environment
+
+
+def _clear(place: Path, kept: Collection[str]) -> None:
+    """Leave the run directories and, of the service's files, those `kept`; nothing where nothing was run."""
+    (place / "serve.log").unlink(missing_ok=True)
+    for path in (place / "service").glob("*"):
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for directory in (place / "service", place / "runs", place):
+        with suppress(OSError):  # it is not there, or something is in it
+            directory.rmdir()
 
 
 def _wait_ready(url: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
@@ -203,9 +244,11 @@ def _refuse_failure(job: RemoteJob) -> None:
 # ---------------------------------------------------------------- report
 
 
-def _report(storage: Path, arms: Mapping[str, Sequence[str]]) -> None:
+def _report(place: Path, arms: Mapping[str, Sequence[str]]) -> None:
     from codistill.compare import compare
+    from jobs.client import DEFAULT_URL
 
+    storage = place / "runs"
     runs = {arm: [RunDir(storage, job_id) for job_id in ids] for arm, ids in arms.items()}
     comparison = compare(runs, ensemble_of=SOLO)
     emit("")
@@ -214,7 +257,10 @@ def _report(storage: Path, arms: Mapping[str, Sequence[str]]) -> None:
     emit(verdict(comparison))
     words = " ".join(f"{arm}={','.join(ids)}" for arm, ids in arms.items())
     say(f"\nrun directories: {storage}")
+    say("the demo's service has ended, and its page with it")
     say("next:")
+    say(f"  CODISTILL_HOME={shlex.quote(str(place))} codistill serve")
+    say(f"                                                       # these jobs on the page again, at {DEFAULT_URL}/")
     say("  codistill init my.toml && codistill run my.toml      # change what you like, train here")
     say("  codistill serve                                      # then, elsewhere: codistill submit my.toml --watch")
     say(f"  codistill compare --storage {storage} {words}")

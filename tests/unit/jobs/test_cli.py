@@ -490,6 +490,47 @@ def test_the_demo_takes_images_where_they_can_be_had(
     assert demo.settle_recipe(demo.DemoRecipe.AUTO) is demo.DemoRecipe.IMAGES
 
 
+@pytest.mark.parametrize(
+    ("environment", "terminal", "seen"),
+    [
+        ({"DISPLAY": ":0"}, True, True),
+        ({"WAYLAND_DISPLAY": "wayland-0"}, True, True),
+        ({}, True, False),
+        ({"DISPLAY": ":0"}, False, False),
+        ({"DISPLAY": ":0", "CI": "true"}, True, False),
+        ({"DISPLAY": "localhost:10.0", "SSH_CONNECTION": "10.0.0.1 5 10.0.0.2 22"}, True, False),
+    ],
+)
+def test_a_browser_opens_only_where_somebody_sees_it(environment: dict[str, str], terminal: bool, seen: bool) -> None:
+    assert demo.is_at_a_display(environment, terminal=terminal) is seen
+
+
+def test_a_demo_keeps_to_its_own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CODISTILL_DATABASE", "postgresql://ann@db/production")
+    place = demo._new_place(tmp_path / "demo")
+    environment = demo._environment(place)
+    assert environment["CODISTILL_HOME"] == str(place)
+    assert "CODISTILL_DATABASE" not in environment
+
+
+@pytest.mark.parametrize(("kept", "left"), [(("jobs.db",), ["runs", "service"]), ((), ["runs"])])
+def test_a_demo_leaves_runs_and_the_store_of_one_that_went_well(
+    tmp_path: Path, kept: tuple[str, ...], left: list[str]
+) -> None:
+    for name in ("service/jobs.db", "service/token", "service/ray/log", "runs/a-aaaaaa/spec.json", "serve.log"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    demo._clear(tmp_path, kept)
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    assert [path.name for path in (tmp_path / "service").glob("*")] == list(kept)
+
+
+def test_a_demo_that_never_began_leaves_nothing(tmp_path: Path) -> None:
+    place = demo._new_place(tmp_path / "demo")
+    demo._clear(place, ())
+    assert list((tmp_path / "demo").iterdir()) == []
+
+
 def test_a_run_whose_data_are_not_here_is_refused_at_the_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODISTILL_DATA", str(tmp_path))
     with pytest.raises(CommandError, match="codistill data import gcide"):
