@@ -14,6 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
+from codistill.lineage import FORK, RESUME
+
 HERE = Path(__file__).parent
 HEADERS = {
     # Nothing is loaded from, sent to, or shown within another origin, and no script stands in a page itself.
@@ -61,7 +63,7 @@ def _templates() -> Environment:
 @cache
 def _text(name: str, needs_token: bool) -> str:
     template = _templates().get_template(f"{name}.html")
-    return template.render(view=name, needs_token=needs_token)
+    return template.render(view=name, needs_token=needs_token, may_change={"resume": RESUME, "fork": FORK})
 
 
 def page(name: str, *, needs_token: bool) -> HTMLResponse:

@@ -11,11 +11,13 @@ from pydantic import BaseModel, ValidationError
 
 from codistill.inheritance import NothingToGoOnFrom, find_legacy
 from codistill.lineage import Way, child_spec
+from codistill.spec import JobSpec
 from codistill.spec_errors import Problem, SpecError
 from jobs.callers import Caller
+from jobs.job import Job
 from jobs.problems import ApiProblem
 from jobs.routes import shapes
-from jobs.routes.backend import Backend, Writer
+from jobs.routes.backend import Backend, Reader, Writer
 from jobs.routes.pricing import price_of
 from jobs.routes.submission import Key, add, digest_of, read_body, refuse_impossible
 from jobs.status import TERMINAL
@@ -32,9 +34,10 @@ class Wanted(BaseModel):
 
 
 def lineage_routes(backend: Backend) -> APIRouter:
-    """Resume and fork."""
+    """Resume and fork, and what would come of either."""
     router = APIRouter(prefix="/api/v1/jobs/{job_id}", tags=["jobs"])
     how: dict[str, Any] = {"status_code": 202, "response_model": shapes.Job, "openapi_extra": shapes.CHANGES_BODY}
+    tried: dict[str, Any] = {"response_model": shapes.Validated, "openapi_extra": shapes.CHANGES_BODY}
 
     @router.post("/resume", **how)
     async def resume(job_id: str, request: Request, caller: Writer, key: Key = None) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
@@ -48,7 +51,23 @@ def lineage_routes(backend: Backend) -> APIRouter:
         still fit."""
         return await _answer(backend, caller, job_id, request, "fork", key)
 
+    @router.post("/resume:validate", **tried)
+    async def try_resume(job_id: str, request: Request, caller: Reader) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        """Check changes as resuming would, and answer with the new job's spec and estimate."""
+        return await _try(backend, caller, job_id, request, "resume")
+
+    @router.post("/fork:validate", **tried)
+    async def try_fork(job_id: str, request: Request, caller: Reader) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        """Check changes as forking would, and answer with the new job's spec and estimate."""
+        return await _try(backend, caller, job_id, request, "fork")
+
     return router
+
+
+async def _try(backend: Backend, caller: Caller, job_id: str, request: Request, way: Way) -> JSONResponse:
+    body = await read_body(request)
+    _, spec, price = await asyncio.to_thread(_checked, backend, caller, job_id, body, way)
+    return JSONResponse({"spec": spec.model_dump(mode="json"), "estimate": price})
 
 
 async def _answer(
@@ -60,6 +79,16 @@ async def _answer(
 
 
 def _go_on(backend: Backend, caller: Caller, job_id: str, body: bytes, way: Way, key: str | None) -> dict[str, Any]:
+    parent, spec, price = _checked(backend, caller, job_id, body, way)
+    check_storage(backend.storage)
+    digest = digest_of(spec, way, parent.id)
+    return backend.show(add(backend, Submission(spec, caller, parent.id, way, key, digest, price)))
+
+
+def _checked(
+    backend: Backend, caller: Caller, job_id: str, body: bytes, way: Way
+) -> tuple[Job, JobSpec, dict[str, Any]]:
+    """The parent, and spec and estimate of the job that would go on from it. Raises `ApiProblem`."""
     parent = backend.find(caller, job_id)
     changes = _changes(body)
     if parent.state not in TERMINAL:
@@ -74,10 +103,7 @@ def _go_on(backend: Backend, caller: Caller, job_id: str, body: bytes, way: Way,
         reached = find_legacy(backend.run_of(parent), before, spec).steps()
     except NothingToGoOnFrom as error:
         raise ApiProblem(409, "no_checkpoint", str(error)) from None
-    check_storage(backend.storage)
-    price = price_of(backend, caller, spec, steps_done=min(reached.values()))
-    digest = digest_of(spec, way, parent.id)
-    return backend.show(add(backend, Submission(spec, caller, parent.id, way, key, digest, price)))
+    return parent, spec, price_of(backend, caller, spec, steps_done=min(reached.values()))
 
 
 def _changes(body: bytes) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import threading
 import time
 from collections.abc import Collection, Mapping
@@ -13,7 +15,7 @@ import uvicorn
 
 from codistill.capacity import Node
 from codistill.records import LEDGER, METRICS, Recorder
-from codistill.run_dir import RunDir, write_json
+from codistill.run_dir import RunDir, read_json, write_json
 from jobs.door import DoorRules
 from jobs.head import free_ports
 from jobs.routes import build_api
@@ -52,8 +54,9 @@ class Place:
         self._thread.join(20)
         self.store.close()
 
-    def submit(self, **change: Any) -> str:
-        answer = httpx2.post(f"{self.url}/api/v1/jobs", json={**PAIR, **change}, trust_env=False)
+    def submit(self, token: str = "none", **change: Any) -> str:
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = httpx2.post(f"{self.url}/api/v1/jobs", json={**PAIR, **change}, headers=headers, trust_env=False)
         assert answer.status_code == 202, answer.text
         return answer.json()["id"]
 
@@ -96,6 +99,23 @@ class Place:
                            bytes_received=1000 if step % 50 == 0 else 0, verdict="accepted")  # fmt: skip
             metrics.flush()
             ledger.flush()
+
+    def refuse(self, job_id: str, step: int, verdict: str) -> None:
+        """What replica-0 found of a snapshot of replica-1."""
+        directory = RunDir(self.storage, job_id).replica(1, "replica-0") / "ledger"
+        ledger = Recorder(directory, LEDGER, fence=1, incarnation=99 + step, flush_interval_s=1e9)
+        ledger.add(step, teacher="replica-1", version=step - 5, offset_steps=5, bytes_received=0, verdict=verdict)
+        ledger.flush()
+
+    def export(self, job_id: str, name: str, content: bytes, num_bytes: int | None = None) -> None:
+        """A file of replica-0's model; with `num_bytes`, as long as that."""
+        directory = RunDir(self.storage, job_id).export("replica-0")
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)
+        os.truncate(directory / name, num_bytes or len(content))
+        manifest = read_json(directory / "manifest.json") or {"sha256": {}}
+        manifest["sha256"][name] = hashlib.sha256(content).hexdigest()
+        write_json(directory / "manifest.json", manifest)
 
     def write_log(self, job_id: str, text: str, replica: str = "replica-0") -> None:
         path = RunDir(self.storage, job_id).logs(1, replica) / "0000.log"

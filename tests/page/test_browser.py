@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
+from codistill.run_dir import RunDir
 from jobs.callers import LOCAL, Scope
 from jobs.status import State
 from tests.page.conftest import CHROMIUM
 from tests.page.place import Place
+from tests.unit.jobs.fakes import leave_checkpoints
 
 expect.set_options(timeout=15_000)
 SERIOUS = {"serious", "critical"}
@@ -36,6 +39,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     made = Place(tmp_path_factory.mktemp("open"))
     yield made
     made.close()
+
+
+# Of a chart's pixels: the greatest share of a row that has the colour of that name.
+IN_ONE_ROW = """([title, name]) => {
+    const heading = [...document.querySelectorAll('.chart h2')].find((h) => h.textContent === title);
+    const canvas = heading.closest('section').querySelector('canvas');
+    const hex = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+    const wanted = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+    const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    const rows = new Array(canvas.height).fill(0);
+    for (let i = 0; i < data.length; i += 4) {
+        const close = wanted.every((part, c) => Math.abs(part - data[i + c]) < 9);
+        if (close && data[i + 3] > 100) rows[Math.floor(i / 4 / canvas.width)] += 1;
+    }
+    return Math.max(...rows) / canvas.width;
+}"""
 
 
 class Visit:
@@ -193,6 +212,79 @@ def test_a_job_is_cancelled_and_deleted_after_a_question(visit: Visit, place: Pl
     assert place.store.get(job) is None
 
 
+def test_another_job_goes_on_from_one_that_has_ended(visit: Visit, place: Place) -> None:
+    parent = place.running(name="parent")
+    page = visit.open(f"/jobs/{parent}")
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    expect(page.get_by_role("button", name="Fork")).to_have_count(0)
+    leave_checkpoints(RunDir(place.storage, parent), 7)
+    place.finish(parent)
+    fork = page.get_by_role("button", name="Fork")
+    fork.press("Enter")
+    box, send, says = page.get_by_label("What changes"), page.locator("#go-on-yes"), page.locator("#go-on-says")
+    expect(box).to_be_focused()
+    expect(box).to_have_value("{}")
+    expect(says).to_contain_text("2 × 1000 steps")
+    box.fill('{"recipe": {"width": 9}}')
+    expect(says).to_contain_text("recipe.width a fork may not change this")
+    expect(send).to_be_disabled()
+    page.keyboard.press("Escape")
+    expect(fork).to_be_focused()
+    page.get_by_role("button", name="Resume").click()
+    expect(box).to_have_value("{}")
+    expect(page.locator("#go-on-text")).to_contain_text("more need")
+    box.fill('{"name": "again", ')
+    expect(says).to_contain_text("This is no JSON")
+    box.fill('{"name": "again", "labels": {"note": "<b>"}, "training": {"steps": 1200}}')
+    expect(says).to_contain_text("2 × 1200 steps")
+    expect(send).to_have_text("Resume")
+    send.click()
+    page.wait_for_url(re.compile("/jobs/again-"))
+    child = place.store.get(page.url.rpartition("/")[2])
+    assert child is not None
+    assert (child.parent, child.spec.training.steps, dict(child.labels)) == (parent, 1200, {"note": "<b>"})
+    page.get_by_role("link", name=f"goes on from {parent}").click()
+    expect(page.locator("#children")).to_contain_text(child.id)
+    visit.errors.clear()  # the browser's own note of each 422
+
+
+def test_what_a_job_has_left_is_taken_away(visit: Visit, place: Place) -> None:
+    job = place.running(name="left")
+    place.export(job, "model.safetensors", b"weights")
+    place.finish(job)
+    page = visit.open(f"/jobs/{job}")
+    model = page.locator("tr[data-key='export/replica-0/model.safetensors']")
+    expect(model).to_contain_text("7\u202fB")
+    expect(page.locator("#artifacts tr").last).to_contain_text("attempt-1/predictions/replica-1/test.parquet")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    expect(model.locator("button")).to_have_text(f"{digest[:12]}…")
+    assert model.locator("button").get_attribute("title") == digest
+    with page.expect_download() as download:
+        model.get_by_role("link").click()
+    assert download.value.suggested_filename == "model.safetensors"
+    assert Path(download.value.path()).read_bytes() == b"weights"
+    expect(page.locator("#artifacts-all")).to_have_text(f"codistill export {job}")
+
+
+def test_what_was_refused_is_marked_where_it_was(visit: Visit, place: Place) -> None:
+    job = place.running(name="refused", exchange={"max_lag_steps": 60, "max_offset_steps": 5000})
+    place.measure(job, range(0, 300, 10))
+    for step, verdict in ((55, "bad_digest"), (125, "non_finite"), (126, "norm_out_of_bound"), (131, "too_old")):
+        place.refuse(job, step, verdict)
+    page = visit.open(f"/jobs/{job}")
+    chart = page.locator("section.chart", has=page.get_by_role("heading", name="Staleness of teachers"))
+    expect(chart).to_contain_text("max_lag_steps is 60. max_offset_steps is 5\u202f000, far above.")
+    legend = chart.locator(".legend")
+    for says in ("✕replica-0 refuses replica-1 1", "◆replica-0 puts replica-1 in quarantine 2"):
+        expect(legend).to_contain_text(says)
+    chart.get_by_text("Table").click()
+    told = chart.locator(".refusals tbody tr")
+    expect(told).to_have_text(["replica-1replica-0121", "replica-0replica-1000"])
+    assert page.evaluate(IN_ONE_ROW, ["Staleness of teachers", "--bad"]) > 0.3, "a dashed line, all across"
+    peers = page.locator("section", has=page.get_by_role("heading", name="Who taught whom"))
+    expect(peers.locator("tbody tr").first.locator("td").last).to_have_text("3")
+
+
 def test_a_form_says_what_is_wrong_where_it_is(visit: Visit, place: Place) -> None:
     page = visit.open("/submit")
     send = page.get_by_role("button", name="Submit")
@@ -281,17 +373,23 @@ def test_axe_finds_nothing_serious(browser: Browser, place: Place, scheme: str) 
     job = place.running(name=f"axe-{scheme}")
     place.measure(job, range(0, 200, 10))
     place.reach(job, 200)
+    place.refuse(job, 55, "non_finite")
+    place.export(job, "model.safetensors", b"weights")
     place.submit(name="waits", labels={"team": "red"})
     other = place.running(name=f"other-{scheme}")
     place.measure(other, range(0, 200, 10))
+    place.finish(other)
     for path, drawn in {
         "/": "tr[data-key]", "/queue": "tr[data-key]", "/submit": ".verdict.good",
-        f"/jobs/{job}": "canvas", f"/compare?ids={job},{other}": "canvas",
+        f"/jobs/{job}": "canvas", f"/jobs/{other}": "canvas", f"/compare?ids={job},{other}": "canvas",
     }.items():  # fmt: skip
         context = browser.new_context(color_scheme="dark" if scheme == "dark" else "light")
         page = context.new_page()
         page.goto(place.url + path)
         page.locator(drawn).first.wait_for(timeout=15_000)
+        if path == f"/jobs/{other}":
+            page.get_by_role("button", name="Fork").click()
+            page.locator("#go-on-says.bad").wait_for()
         found = Axe().run(page).response["violations"]
         bad = [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in SERIOUS]
         assert bad == [], path
@@ -302,6 +400,8 @@ def test_a_phone_scrolls_down_only(browser: Browser, place: Place) -> None:
     job = place.running(name="a-job-with-a-rather-long-name-for-a-small-screen", labels={"team": "x" * 60})
     place.measure(job, range(0, 200, 10))
     place.reach(job, 200)
+    place.export(job, "model.safetensors", b"weights")
+    place.finish(job)
     context = browser.new_context(viewport={"width": 360, "height": 740})
     page = context.new_page()
     for path in ("/", "/queue", "/submit", "/compare", f"/jobs/{job}"):
@@ -335,5 +435,16 @@ def test_a_token_is_asked_for_once_and_sent_with_everything(browser: Browser, tm
     assert all("authorization" in request.headers for request in to_api)
     assert all("authorization" not in request.headers for request in visit.requests if "/static/" in request.url)
     assert token not in page.url
+    job = place.running(token=token, name="left")
+    place.export(job, "model.safetensors", b"weights")
+    place.export(job, "large.bin", b"", 100_000_001)
+    page.goto(f"{place.url}/jobs/{job}")
+    with page.expect_download() as download:
+        page.get_by_label("Download export/replica-0/model.safetensors").click()
+    assert Path(download.value.path()).read_bytes() == b"weights"
+    large = page.locator("tr[data-key='export/replica-0/large.bin']")
+    large.get_by_text("By command").click()
+    expect(large.locator("code")).to_contain_text(f"{place.url}/api/v1/jobs/{job}/artifacts/export/replica-0/large.bin")
+    assert token not in page.content()
     context.close()
     place.close()

@@ -1,7 +1,7 @@
 // Asking the service: with a token where one is needed, and with errors as sentences.
 
 const KEY = "codistill-token";
-const NEEDS_TOKEN = document.documentElement.dataset.needsToken === "yes";
+export const NEEDS_TOKEN = document.documentElement.dataset.needsToken === "yes";
 
 /** An answer that is an error; `errors` names bad keys, where there are any. */
 export class Problem extends Error {
@@ -13,6 +13,12 @@ export class Problem extends Error {
     this.retryAfterS = retryAfterS;
   }
 }
+
+// A page that the browser kept whole while another was shown listens no more.
+addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
+
+/** An Idempotency-Key; randomUUID would be there on loopback and over TLS only. */
+export const newKey = () => [...crypto.getRandomValues(new Uint32Array(4))].map((part) => part.toString(16).padStart(8, "0")).join("");
 
 let asking = null;
 

@@ -3,6 +3,10 @@
 import { h, number, whole } from "./dom.js";
 
 const TABLE_ROWS = 40;
+// A limit further up than this many times the greatest value would press all lines to the ground.
+const NEAR = 3;
+/** Signs of single points. */
+const SIGNS = { refused: "✕", quarantined: "◆", "too old": "•" };
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const all = new Set();
 dark.addEventListener("change", () => all.forEach((chart) => chart.rebuild()));
@@ -36,13 +40,14 @@ export class Series {
 }
 
 /**
- * A chart of some height. `draw(lines)` takes lines `{label, index, series, dash, points}`; those that are empty are
- * left out, and the whole chart is hidden while there is none. `log` is true or false where a log scale may be chosen, and
- * says whether it is at first; `end` is the last step that there will be.
+ * A chart of some height. `draw(lines)` takes lines `{label, index, series, dash}`; those that are empty are left out, and
+ * the whole chart is hidden while there is none. With `mark` a line is points, with a sign each and `count` in the legend.
+ * `limits` are `{name, value, dash}`, lines across. `log` is true or false where a log scale may be chosen, and says
+ * whether it is at first; `end` is the last step that there will be.
  */
 export class Chart {
   constructor(parent, { title, hint = "", unit = "", height = 220, log = null, smooth = false, sync = null, x = "step" }) {
-    Object.assign(this, { unit, height, sync, x, lines: [], plot: null, key: "", end: null });
+    Object.assign(this, { unit, height, sync, x, lines: [], limits: [], plot: null, key: "", end: null });
     this.hint = hint;
     const id = `chart-${all.size}`;
     this.log = h("input", { type: "checkbox", onchange: () => this.rebuild() });
@@ -54,7 +59,8 @@ export class Chart {
     this.words = h("p", { class: "hint" }, hint);
     this.legend = h("ul", { class: "legend" });
     this.canvas = h("div", { class: "plot", role: "img", "aria-label": `${title}; the table below holds the numbers` });
-    this.table = h("details", { class: "numbers", ontoggle: () => this.tabulate() }, h("summary", {}, "Table"), h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Numbers: ${title}` }));
+    this.beside = h("div", {});
+    this.table = h("details", { class: "numbers", ontoggle: () => this.tabulate() }, h("summary", {}, "Table"), this.beside, h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Numbers: ${title}` }));
     this.box = h("section", { class: "card chart", "aria-labelledby": id },
       h("div", { class: "heading small" }, this.title, this.controls),
       this.words, this.legend, this.canvas, this.table);
@@ -64,18 +70,22 @@ export class Chart {
     new ResizeObserver(() => this.resize()).observe(this.canvas);
   }
 
-  draw(lines, thinned = false) {
+  draw(lines, thinned = false, limits = []) {
     this.lines = lines.filter((line) => line.series.steps.length > 0);
     this.box.hidden = this.lines.length === 0;
     if (this.box.hidden) return;
-    this.words.textContent = [this.hint, thinned ? "Thinned: extremes are kept." : ""].filter(Boolean).join(" ");
+    const most = Math.max(1, ...this.lines.map(({ series }) => series.values.reduce((a, b) => Math.max(a, b), 0)));
+    this.limits = limits.filter(({ value }) => value <= NEAR * most);
+    const told = limits.map((limit) => `${limit.name} is ${whole(limit.value)}${this.limits.includes(limit) ? "" : ", far above"}.`);
+    this.words.textContent = [this.hint, ...told, thinned ? "Thinned: extremes are kept." : ""].filter(Boolean).join(" ");
     this.words.hidden = this.words.textContent === "";
-    const key = JSON.stringify(this.lines.map(({ label, index, dash }) => [label, index, dash]));
+    const key = JSON.stringify([this.limits, this.lines.map(({ label, index, dash }) => [label, index, dash])]);
     if (this.plot === null || key !== this.key) {
       this.key = key;
       this.rebuild();
     } else {
       this.plot.setData(this.joined());
+      this.told(this.plot.cursor.idx);
     }
     if (this.table.open) this.tabulate();
   }
@@ -104,18 +114,62 @@ export class Chart {
       padding: [8, 22, 0, 0],
       legend: { show: false },
       cursor: { y: false, points: { size: 6 }, ...(this.sync ? { sync: { key: this.sync } } : {}) },
-      scales: { x: { time: false, range: (_, low, high) => (this.end === null ? [low ?? 0, high ?? 1] : [0, Math.max(this.end, high ?? 0)]) }, y: { distr: this.log.checked ? 3 : 1, range: this.log.checked ? undefined : padded } },
+      scales: { x: { time: false, range: (_, low, high) => (this.end === null ? [low ?? 0, high ?? 1] : [0, Math.max(this.end, high ?? 0)]) }, y: { distr: this.log.checked ? 3 : 1, range: this.log.checked ? undefined : (_, low, high) => this.around(low, high) } },
       axes: [
         { ...axis, size: 28, values: (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? whole(tick) : "")) },
         { ...axis, size: 56, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : this.tick(tick))) },
       ],
-      series: [{}, ...this.lines.map(({ label, index, dash }) => ({
-        label, stroke: colour(index), width: 1.6, dash: dash ?? [], spanGaps: true, points: { show: (plot, i) => plot.data[i].length < 2 },
+      series: [{}, ...this.lines.map(({ label, index, dash, mark }) => ({
+        label, stroke: colour(index), width: 1.6, dash: dash ?? [], spanGaps: true, points: { show: (plot, i) => !mark && plot.data[i].length < 2 }, ...(mark ? { paths: () => null } : {}),
       }))],
-      hooks: { setCursor: [(plot) => this.told(plot.cursor.idx)] },
+      hooks: { setCursor: [(plot) => this.told(plot.cursor.idx)], draw: [(plot) => this.drawOver(plot)] },
     };
     this.plot = new uPlot(options, this.joined(), this.canvas);
     this.label();
+  }
+
+  around(low, high) {
+    const limits = this.limits.map(({ value }) => value);
+    return low === null ? [0, 1] : padded(Math.min(low, ...limits), Math.max(high, ...limits));
+  }
+
+  /** Limits and signs, over the lines. */
+  drawOver(plot) {
+    const { ctx, bbox } = plot;
+    const scale = uPlot.pxRatio;
+    ctx.save();
+    ctx.lineWidth = scale;
+    ctx.strokeStyle = ctx.fillStyle = css("--bad");
+    ctx.font = `${11 * scale}px system-ui, sans-serif`;
+    ctx.textAlign = "right";
+    for (const { name, value, dash } of this.limits) {
+      const y = Math.round(plot.valToPos(value, "y", true)) + 0.5;
+      const above = y - bbox.top > 16 * scale;
+      ctx.setLineDash(dash.map((part) => part * scale));
+      ctx.beginPath();
+      ctx.moveTo(bbox.left, y);
+      ctx.lineTo(bbox.left + bbox.width, y);
+      ctx.stroke();
+      ctx.textBaseline = above ? "bottom" : "top";
+      ctx.fillText(name, bbox.left + bbox.width - 4 * scale, y + (above ? -2 : 3) * scale);
+    }
+    ctx.font = `bold ${15 * scale}px system-ui, sans-serif`;
+    ctx.textAlign = "center";
+    ctx.textBaseline = "middle";
+    ctx.setLineDash([]);
+    ctx.lineWidth = 3 * scale;
+    ctx.strokeStyle = css("--card");
+    this.lines.forEach(({ mark, index }, i) => {
+      if (!mark) return;
+      ctx.fillStyle = colour(index);
+      plot.data[i + 1].forEach((value, at) => {
+        if (value === null || value === undefined) return;
+        const place = [SIGNS[mark], plot.valToPos(plot.data[0][at], "x", true), plot.valToPos(value, "y", true)];
+        ctx.strokeText(...place);
+        ctx.fillText(...place);
+      });
+    });
+    ctx.restore();
   }
 
   tick(value) {
@@ -124,15 +178,16 @@ export class Chart {
   }
 
   label() {
-    this.values = this.lines.map(({ series }) => h("b", {}, this.text(series.last)));
-    this.legend.replaceChildren(...this.lines.map(({ label, index, dash }, i) => h("li", {}, h("i", { class: `key series-${index % 8}${dash ? " dashed" : ""}` }), label, " ", this.values[i])));
+    this.values = this.lines.map(() => h("b", {}));
+    this.legend.replaceChildren(...this.lines.map(({ label, index, dash, mark }, i) => h("li", {}, h("i", { class: `${mark ? "sign" : "key"} series-${index % 8}${dash ? " dashed" : ""}` }, mark ? SIGNS[mark] : null), label, " ", this.values[i])));
+    this.told(null);
   }
 
-  /** The values under the cursor, or the last ones. */
+  /** The values under the cursor, or the last ones; of marks, how many there are. */
   told(index) {
     if (this.values?.length !== this.lines.length) return;
-    this.lines.forEach(({ series }, i) => {
-      const value = index === null || index === undefined ? series.last : this.plot.data[i + 1][index];
+    this.lines.forEach(({ series, mark, count }, i) => {
+      const value = mark ? count : index === null || index === undefined ? series.last : this.plot.data[i + 1][index];
       const text = this.text(value);
       if (this.values[i].textContent !== text) this.values[i].textContent = text;
     });
@@ -152,8 +207,10 @@ export class Chart {
     if (!this.table.open) return;
     const [steps, ...columns] = this.joined();
     const stride = Math.max(1, Math.ceil(steps.length / TABLE_ROWS));
-    const picked = [...steps.keys()].filter((i) => (steps.length - 1 - i) % stride === 0);
+    const marked = columns.filter((_, line) => this.lines[line].mark);
+    const picked = [...steps.keys()].filter((i) => (steps.length - 1 - i) % stride === 0 || (stride > 1 && marked.some((column) => typeof column[i] === "number")));
     const head = h("thead", {}, h("tr", {}, h("th", { class: "number" }, this.x), ...this.lines.map(({ label }) => h("th", { class: "number" }, label))));
+    if (picked.length > 4 * TABLE_ROWS) picked.splice(0, picked.length - 4 * TABLE_ROWS);
     const body = picked.map((i) => h("tr", {}, h("td", { class: "number" }, whole(steps[i])), ...columns.map((column) => h("td", { class: "number" }, this.text(column[i])))));
     const caption = h("caption", {}, `${picked.length} of ${whole(steps.length)} steps`);
     this.table.lastChild.replaceChildren(h("table", {}, caption, head, h("tbody", {}, ...body)));
@@ -171,8 +228,7 @@ function smoothed(values) {
   });
 }
 
-function padded(_plot, low, high) {
-  if (low === null) return [0, 1];
+function padded(low, high) {
   if (low === high && low > 0) return [0, 1.1 * high];
   const space = (high - low || Math.abs(high) || 1) * 0.06;
   return [low >= 0 ? Math.max(0, low - space) : low - space, high + space];

@@ -1,16 +1,20 @@
-// One job: state, replicas, charts of what it has written, logs, what happened, spec.
+// One job: state, replicas, charts of what it has written, logs, what happened, what it left, spec.
 
-import { ask, askJson, listen } from "./api.js";
+import { Actions } from "./actions.js";
+import { askJson, listen } from "./api.js";
+import { Artifacts } from "./artifacts.js";
 import { Chart } from "./charts.js";
-import { $, age, bar, bytes, chip, clock, duration, h, live, number, oneAtATime, problem, setRows, show, since, sure, TERMINAL, whole } from "./dom.js";
+import { $, age, bar, bytes, chip, clock, duration, h, live, number, oneAtATime, setRows, show, since, svg, TERMINAL, whole } from "./dom.js";
 import { Log } from "./logs.js";
 import { drawDisagreement, drawPeers } from "./peers.js";
-import { Records } from "./records.js";
+import { kindOf, Records } from "./records.js";
 
 const id = decodeURIComponent(location.pathname.split("/").at(-1));
 const path = `/api/v1/jobs/${encodeURIComponent(id)}`;
 const records = new Map();
 const log = new Log(encodeURIComponent(id));
+const actions = new Actions(id, path, () => loadJob());
+const artifacts = new Artifacts(id, path);
 let job = null;
 let drawnAtEnd = false;
 
@@ -26,7 +30,7 @@ const charts = {
   weight: new Chart(area, { title: "Weight of distillation", hint: "0 until burn-in has ended.", height: 110, sync }),
   evaluated: new Chart(area, { title: "Log loss on validation", sync }),
   accuracy: new Chart(area, { title: "Accuracy on validation", sync }),
-  offset: new Chart(area, { title: "Staleness of teachers", hint: "Steps by which a snapshot was behind whoever learned from it (offset, solid), and behind its own teacher (lag, dashed).", sync }),
+  offset: new Chart(area, { title: "Staleness of teachers", hint: "Steps by which a snapshot was behind whoever learned from it (offset, solid), and behind its own teacher (lag, dashed). What was refused is marked.", sync }),
   bytes: new Chart(area, { title: "Bytes received", hint: "Of snapshots of others, since the replica began.", unit: "bytes", sync }),
   step: new Chart(area, { title: "Seconds per step", log: true, sync }),
 };
@@ -42,8 +46,17 @@ wide(charts.weight.box);
 const loadJob = oneAtATime(async () => {
   job = await askJson(path);
   drawJob();
-  if (TERMINAL.has(job.status.state)) { live(true, "ended"); await loadRecords(); }
+  const ended = TERMINAL.has(job.status.state);
+  if (ended) live(true, "ended");
+  await Promise.all([artifacts.fetch(`${job.status.state} ${job.status.fence}`), ...(ended ? [loadFamily(), loadRecords()] : [])]);
 });
+
+/** Whoever goes on from this job; nobody can before it has ended. */
+async function loadFamily() {
+  const { items, next_cursor: more } = await askJson(`/api/v1/jobs?${new URLSearchParams({ parent: id, limit: 20 })}`);
+  show($("children"), items.length > 0);
+  $("children").replaceChildren("gone on from by", ...items.reverse().map((child) => h("span", {}, h("a", { href: `/jobs/${child.id}` }, child.id), " ", chip(child.status.state))), ...(more === null ? [] : ["and older ones"]));
+}
 
 const loadRecords = oneAtATime(async () => {
   const ended = TERMINAL.has(job.status.state);
@@ -60,11 +73,11 @@ function drawJob() {
   $("facts").replaceChildren(chip(status.state), ...(status.degraded ? [h("span", { class: "chip recovering" }, "degraded")] : []),
     h("span", {}, `${spec.method.kind.replaceAll("_", " ")} · ${spec.recipe.kind} · ${spec.replicas.count} replica${spec.replicas.count === 1 ? "" : "s"}`),
     h("span", {}, `by ${job.owner}`), h("span", { title: clock(job.created_at) }, `${age(since(job.created_at))} ago`),
-    ...(job.parent ? [h("a", { href: `/jobs/${job.parent}` }, `from ${job.parent}`)] : []), ...labels);
+    ...(job.parent ? [h("a", { href: `/jobs/${job.parent}` }, `goes on from ${job.parent}`)] : []), ...labels);
   show($("why"), Boolean(status.reason));
   if (status.reason) $("why").textContent = status.reason.message;
   $("why").className = status.state === "FAILED" ? "note bad" : "note";
-  drawActions(status.state);
+  actions.draw(status.state);
   const { completed, total } = status.progress;
   $("progress").replaceChildren(bar(completed, total, `${whole(completed)} of ${whole(total)} steps${status.progress.phase ? `, ${status.progress.phase}` : ""}`));
   setRows($("replicas"), status.replicas.map(replicaRow));
@@ -92,33 +105,6 @@ function replicaRow(replica) {
     h("td", { class: "number" }, replica.seconds_since_beat === null || TERMINAL.has(job.status.state) ? "–" : age(replica.seconds_since_beat)));
 }
 
-function drawActions(state) {
-  const wanted = TERMINAL.has(state) ? "delete" : state === "CANCELLING" ? "cancelling" : "cancel";
-  if ($("actions").dataset.wanted === wanted) return;
-  $("actions").dataset.wanted = wanted;
-  $("actions").replaceChildren(h("a", { class: "button", href: `/compare?${new URLSearchParams({ ids: id })}` }, "Compare"), {
-    cancel: h("button", { class: "danger", onclick: cancel }, "Cancel"),
-    cancelling: h("button", { class: "danger", disabled: true }, "Cancelling…"),
-    delete: h("button", { class: "danger", onclick: remove }, "Delete"),
-  }[wanted]);
-}
-
-async function cancel() {
-  if (!await sure("Cancel this job?", "Its replicas write a last checkpoint and end.", "Cancel the job")) return;
-  try {
-    await ask(`${path}/cancel`, { method: "POST" });
-  } catch (error) { problem(error); return; }
-  loadJob();
-}
-
-async function remove() {
-  if (!await sure("Delete this job?", "Its metrics, logs, checkpoints and models are removed from the disk.", "Delete the job")) return;
-  try {
-    await ask(path, { method: "DELETE" });
-    location.href = "/";
-  } catch (error) { problem(error); }
-}
-
 /** How long the job was in each state, stacked. */
 function drawTime() {
   const changes = job.status.transitions;
@@ -131,16 +117,12 @@ function drawTime() {
   const total = [...spent.values()].reduce((sum, s) => sum + s, 0);
   if (total <= 0) return;
   let x = 0;
-  const ns = "http://www.w3.org/2000/svg";
-  const picture = document.createElementNS(ns, "svg");
-  for (const [name, value] of [["viewBox", "0 0 1000 12"], ["preserveAspectRatio", "none"], ["class", "time"], ["role", "img"], ["aria-label", "Time in each state"]]) picture.setAttribute(name, value);
-  for (const [state, seconds] of spent) {
-    const part = document.createElementNS(ns, "rect");
+  const parts = [...spent].map(([state, seconds]) => {
     const width = (1000 * seconds) / total;
-    for (const [name, value] of [["x", x], ["y", 0], ["width", width], ["height", 12], ["class", `fill ${state.toLowerCase()}`]]) part.setAttribute(name, value);
-    picture.append(part);
     x += width;
-  }
+    return svg("rect", { x: x - width, y: 0, width, height: 12, class: `fill ${state.toLowerCase()}` });
+  });
+  const picture = svg("svg", { viewBox: "0 0 1000 12", preserveAspectRatio: "none", class: "time", role: "img", "aria-label": "Time in each state" }, ...parts);
   $("time").replaceChildren(picture, h("ul", { class: "legend" }, ...[...spent].map(([state, seconds]) => h("li", {}, h("i", { class: `key fill ${state.toLowerCase()}` }), state.toLowerCase(), " ", h("b", {}, duration(seconds))))));
 }
 
@@ -170,20 +152,49 @@ function drawStaleness(own) {
   if (learner.options.length !== names.length) learner.replaceChildren(...names.map((name) => h("option", { value: name }, `by ${name}`)));
   const seen = names.length > 2 ? learners.filter((record) => record.replica === learner.value) : learners;
   const edges = seen.flatMap((record) => [...record.teachers].map(([teacher, ages]) => ({ record, teacher, index: own.findIndex(({ replica }) => replica === teacher), ...ages })));
+  const marks = edges.flatMap(({ record, teacher, index, marks: kinds }) => [...kinds].map(([mark, series]) => ({
+    label: `${record.replica} ${FOUND[mark](teacher)}`, index, series, mark, count: refusals(record, teacher)[mark],
+  })));
+  const { max_lag_steps, max_offset_steps } = job.spec.exchange;
+  const limits = [{ name: "max_lag_steps", value: max_lag_steps, dash: [5, 4] }, { name: "max_offset_steps", value: max_offset_steps, dash: [] }];
   charts.offset.draw([
     ...edges.map((edge) => ({ label: `${edge.record.replica} hears ${edge.teacher}`, index: edge.index, series: edge.offset })),
     ...edges.map((edge) => ({ label: `lag of ${edge.teacher}`, index: edge.index, dash: [5, 4], series: edge.lag })),
-  ], seen.some((record) => record.thinned.ledger));
+    ...marks,
+  ], seen.some((record) => record.thinned.ledger), limits.filter(({ value }) => value !== null && value !== undefined));
+  charts.offset.beside.replaceChildren(refusalTable(learners));
 }
 
-/** Of each teacher of a replica: steps taught, bytes, snapshots refused. */
+const FOUND = {
+  refused: (teacher) => `refuses ${teacher}`,
+  quarantined: (teacher) => `puts ${teacher} in quarantine`,
+  "too old": (teacher) => `finds ${teacher} too old`,
+};
+
+/** Of one teacher of a replica: snapshots refused, those among them that put it in quarantine, steps in which it was too old. */
+function refusals(record, teacher) {
+  const counts = { refused: 0, quarantined: 0, "too old": 0 };
+  for (const { verdict, rows } of record.totals.filter((total) => total.teacher === teacher && total.verdict !== "accepted")) counts[kindOf(verdict)] += rows;
+  return counts;
+}
+
+function refusalTable(learners) {
+  const rows = learners.flatMap((record) => [...record.teachers.keys()].map((teacher) => [teacher, record.replica, refusals(record, teacher)]));
+  return h("div", { class: "scroll refusals", tabindex: "0", role: "region", "aria-label": "Refusals by teacher" }, h("table", {}, h("caption", {}, "Snapshots refused, and steps in which a teacher was too old to be heard"),
+    h("thead", {}, h("tr", {}, h("th", {}, "Teacher"), h("th", {}, "Heard by"), ...["✕ Refused", "◆ Quarantine", "• Too old"].map((title) => h("th", { class: "number" }, title)))),
+    h("tbody", {}, ...rows.map(([teacher, replica, counts]) => h("tr", {}, h("td", {}, teacher), h("td", {}, replica),
+      ...Object.values(counts).map((count) => h("td", { class: "number" }, whole(count))))))));
+}
+
+/** Of each teacher of a replica: steps taught, bytes, snapshots refused; one that is too old is none of these. */
 function heard(record) {
   const byTeacher = new Map();
   for (const { teacher, verdict, rows, bytes_received } of record.totals) {
     if (teacher === null) continue;
     const edge = byTeacher.get(teacher) ?? { from: teacher, to: record.replica, rows: 0, bytes: 0, refused: 0 };
     edge.bytes += bytes_received;
-    if (verdict === "accepted") edge.rows += rows; else edge.refused += rows;
+    if (verdict === "accepted") edge.rows += rows;
+    else if (kindOf(verdict) !== "too old") edge.refused += rows;
     byTeacher.set(teacher, edge);
   }
   return [...byTeacher.values()];

@@ -4,6 +4,9 @@ import { rows } from "./api.js";
 import { Series } from "./charts.js";
 
 const MAX_POINTS = 2000;
+// What a verdict other than "accepted" means to who looks at the chart. Of a snapshot once, of what is too old in every step.
+const KINDS = { non_finite: "quarantined", norm_out_of_bound: "quarantined", too_old: "too old" };
+export const kindOf = (verdict) => KINDS[verdict] ?? "refused";
 
 /** What one replica has written so far. */
 export class Records {
@@ -31,8 +34,9 @@ export class Records {
       rows(`${this.path}/ledger`, query, this.after.ledger),
     ]);
     for (const row of metrics.items) series(this.metrics, row.name).add(row.step, row.value);
-    for (const row of ledger.items.filter((item) => item.verdict === "accepted")) {
-      const { offset, lag } = this.teacher(row.teacher);
+    for (const row of ledger.items.filter((item) => item.teacher !== null)) {
+      const { offset, lag, marks } = this.teacher(row.teacher);
+      if (row.verdict !== "accepted") { series(marks, kindOf(row.verdict)).add(row.step, row.offset_steps); continue; }
       offset.add(row.step, row.offset_steps);
       if (row.lag_steps !== null) lag.add(row.step, row.lag_steps);
     }
@@ -44,7 +48,7 @@ export class Records {
   }
 
   teacher(name) {
-    if (!this.teachers.has(name)) this.teachers.set(name, { offset: new Series(), lag: new Series() });
+    if (!this.teachers.has(name)) this.teachers.set(name, { offset: new Series(), lag: new Series(), marks: new Map() });
     return this.teachers.get(name);
   }
 

@@ -1,6 +1,6 @@
 // A spec, written in a form or as JSON, checked while it is written, and submitted.
 
-import { ask, askJson, pause, Problem } from "./api.js";
+import { ask, askJson, newKey, pause, Problem } from "./api.js";
 import { $, h, problem } from "./dom.js";
 import { errorId, fieldId, Form } from "./form.js";
 
@@ -10,7 +10,7 @@ const json = $("json");
 const verdict = $("verdict");
 let round = 0;
 // Of this very spec: sent twice by a nervous hand, it is one job.
-let key = crypto.randomUUID();
+let key = newKey();
 
 const form = new Form($("fields"), await askJson("/api/v1/schema"), (spec) => {
   json.value = JSON.stringify(spec, null, 2);
@@ -33,7 +33,7 @@ function parsed() {
 /** Asks the service what it would say, once nothing has been typed for a moment. */
 async function check() {
   const mine = ++round;
-  key = crypto.randomUUID();
+  key = newKey();
   $("send").disabled = true;
   await pause(WAIT_MS);
   if (mine !== round) return;

@@ -100,6 +100,14 @@ def result(job_id: str, fence: int, outcome: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def leave_checkpoints(run: RunDir, step: int) -> None:
+    """Of both replicas, after `step` steps."""
+    for index in range(2):
+        place = run.checkpoints(f"replica-{index}") / f"0001-{step:012d}"
+        write_json(place / "values.json", {"replica": index})
+        write_json(place / "manifest.json", {"fence": 1, "step": step, "files": {"values.json": {}}})
+
+
 def spec(**change: Any) -> JobSpec:
     return JobSpec.model_validate({"replicas": {"count": 2}, **change})
 

@@ -20,7 +20,7 @@ from jobs.client import Client
 from jobs.manager import Manager
 from jobs.status import State
 from jobs.store import ParentGone, StillNeeded, Submission
-from tests.unit.jobs.fakes import FakeRunner
+from tests.unit.jobs.fakes import FakeRunner, leave_checkpoints
 from tests.unit.jobs.test_api import Service, problem
 from tests.unit.jobs.test_cli import Server
 
@@ -49,13 +49,6 @@ class World(Service):
 
     def go_on(self, job_id: str, way: str = "resume", changes: Any = None, **more: Any) -> Any:
         return self.http.post(f"/api/v1/jobs/{job_id}/{way}", json={"changes": changes or {}}, **more)
-
-
-def leave_checkpoints(run: RunDir, step: int) -> None:
-    for index in range(2):
-        place = run.checkpoints(f"replica-{index}") / f"0001-{step:012d}"
-        write_json(place / "values.json", {"replica": index})
-        write_json(place / "manifest.json", {"fence": 1, "step": step, "files": {"values.json": {}}})
 
 
 @pytest.fixture
@@ -145,10 +138,25 @@ def test_who_may_not_be_gone_on_from(world: World) -> None:
     ids=str,
 )
 def test_bad_changes_are_named(world: World, way: str, body: Any, path: str, says: str) -> None:
-    answer = world.http.post(f"/api/v1/jobs/{world.parent()}/{way}", json=body)
+    parent = world.parent()
+    answer = world.http.post(f"/api/v1/jobs/{parent}/{way}", json=body)
     value = problem(answer, 422, "bad_changes")
     assert path in [error["path"] for error in value["errors"]]
     assert says in value["detail"]
+    tried = problem(world.http.post(f"/api/v1/jobs/{parent}/{way}:validate", json=body), 422, "bad_changes")
+    assert (tried["detail"], tried["errors"]) == (value["detail"], value["errors"])
+
+
+@pytest.mark.parametrize("way", ["resume", "fork"])
+def test_changes_are_tried_without_a_new_job(world: World, way: str) -> None:
+    parent = world.parent()
+    tried = world.go_on(parent, f"{way}:validate", {"name": "again", "priority": 3})
+    assert tried.status_code == 200, tried.text
+    assert [j["id"] for j in world.get("")["items"]] == [parent]
+    assert tried.json()["spec"] == world.go_on(parent, way, {"name": "again", "priority": 3}).json()["spec"]
+    never = world.submit()
+    world.move(never, State.CANCELLED)
+    problem(world.go_on(never, f"{way}:validate"), 409, "no_checkpoint")
 
 
 def test_a_body_of_brackets_is_refused(world: World) -> None:

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 import codistill
 from codistill.capacity import Node
+from codistill.lineage import FORK, RESUME
 from codistill.run_dir import RunDir
 from jobs.callers import LOCAL, Scope
 from jobs.disagreement import disagreement_of
@@ -106,6 +107,14 @@ def test_our_files_name_no_other_origin_and_make_no_markup_of_text(guarded: Test
         assert (STATIC / imported).is_file()
 
 
+def test_the_form_says_what_may_change(guarded: TestClient) -> None:
+    shell = guarded.get("/jobs/pair-k3x7qa").text
+    for way, keys in (("resume", RESUME), ("fork", FORK)):
+        told = re.search(rf'<details id="may-{way}">.*?</details>', shell, re.DOTALL)
+        assert told is not None
+        assert re.findall(r"<code>(.*?)</code>", told[0]) == list(keys)
+
+
 def test_what_is_not_ours_is_what_its_authors_published() -> None:
     listed = tomllib.loads((STATIC / "VENDORED.toml").read_text())
     hashes = {name: wanted for package in listed.values() for name, wanted in package["sha256"].items()}
@@ -132,6 +141,7 @@ def test_typing_into_the_form_does_not_use_up_what_may_be_written(tmp_path: Path
         headers = {"Authorization": f"Bearer {token}"}
         for _ in range(5):
             assert http.post("/api/v1/jobs:validate", json={}, headers=headers).status_code == 200
+            assert http.post("/api/v1/jobs/no-such/fork:validate", json={}, headers=headers).status_code == 404
         assert http.post("/api/v1/jobs", json={}, headers=headers).status_code == 202
         assert http.post("/api/v1/jobs", json={}, headers=headers).status_code == 429
     store.close()
