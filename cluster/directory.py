@@ -92,9 +92,11 @@ def namespace_of(job_id: str, fence: int) -> str:
 
 
 def start_directory(namespace: str) -> Any:
-    """Start the actor and return its handle. It dies with the process that calls this."""
-    actor = ray.remote(Directory).options(name=ACTOR_NAME, namespace=namespace, num_cpus=0, max_restarts=-1)
-    return actor.remote()
+    """Start the actor and return its handle. It dies with the process that calls this, and runs on the same node: left
+    to itself, Ray puts what needs no CPU on any, such as one that comes and goes with a service."""
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    options = {"name": ACTOR_NAME, "namespace": namespace, "num_cpus": 0, "max_restarts": -1, "label_selector": here}
+    return ray.remote(Directory).options(**options).remote()
 
 
 def find_directory(namespace: str) -> Any:

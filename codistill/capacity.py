@@ -74,10 +74,12 @@ def remaining(nodes: Sequence[Node], reserved: Sequence[Demand]) -> list[Node]:
 
 
 def nodes_from_ray(entries: Sequence[Mapping[str, object]]) -> list[Node]:
-    """Living nodes out of what `ray.nodes()` returns."""
+    """Living nodes out of what `ray.nodes()` returns, without those that offer jobs nothing: a head of `--num-cpus=0`,
+    the node of a service beside a cluster."""
     nodes: list[Node] = []
     for entry in entries:
         resources = entry.get("Resources")
         if entry.get("Alive") and isinstance(resources, Mapping):
-            nodes.append(Node(float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0))))
+            node = Node(float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0)))
+            nodes += [node] if node.cpus or node.gpus else []
     return nodes

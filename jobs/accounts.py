@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
@@ -35,6 +37,18 @@ class Accounts:
             connection.execute(sa.insert(TOKENS).values(**row))
             note(connection, by, "token.create", token_id, now)
         return Token(token_id, owner, scope, digest, now, row["expires_at"], None), text
+
+    def adopt(self, tokens: Sequence[Token], *, by: Caller) -> list[Token]:
+        """Keep those of `tokens` that are not known by their id, and return them. A known one stays as it is, also
+        when it was revoked."""
+        now = self._database.clock()
+        with self._database.one_at_a_time() as connection:
+            known = set(connection.scalars(sa.select(TOKENS.c.id).where(TOKENS.c.id.in_([one.id for one in tokens]))))
+            new = [one for one in tokens if one.id not in known]
+            for one in new:
+                connection.execute(sa.insert(TOKENS).values(**{**asdict(one), "scope": one.scope.value}))
+                note(connection, by, "token.adopt", one.id, now)
+        return new
 
     def revoke(self, token_id: str, *, by: Caller) -> bool:
         """End a token now; whether there was one that had not ended."""

@@ -9,6 +9,8 @@ import secrets
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+ID_FORM = r"^[a-z2-7]{12}$"
+"""Of a token's id."""
 _TOKEN = re.compile(r"codistill_([a-z2-7]{12})_([A-Za-z0-9_-]{43})")
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 

@@ -86,7 +86,7 @@ def service_figures(facts: Facts, room: Room, version: str) -> list[Family]:
 
 
 def _room_figures(room: Room) -> list[Family]:
-    nodes = Family("codistill_cluster_nodes", "Living nodes of the Ray cluster.", room.nodes)
+    nodes = Family("codistill_cluster_nodes", "Living nodes of the Ray cluster that take jobs.", room.nodes)
     cpus = Family("codistill_cluster_cpus", "CPUs of the cluster, and those reserved by jobs.", labels=["kind"])
     gpus = Family("codistill_cluster_gpus", "GPUs of the cluster, and those reserved by jobs.", labels=["kind"])
     cpus.add_metric(["total"], room.cpus)

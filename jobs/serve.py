@@ -15,6 +15,7 @@ from ray import serve
 from codistill.capacity import Node, nodes_from_ray
 from jobs.describer import Describer
 from jobs.door import DoorRules
+from jobs.errors import HeadError
 from jobs.log_lines import configure
 from jobs.manager import Manager
 from jobs.manager_loop import ManagerLoop
@@ -25,6 +26,8 @@ from jobs.serve_settings import Settings
 from jobs.store import Quota, Store
 
 APP_NAME = "codistill"
+NODE_LABEL = "ray.io/node-id"
+"""Ray's own label of each node."""
 
 
 def living_nodes() -> list[Node]:
@@ -40,7 +43,6 @@ def living_nodes() -> list[Node]:
     num_replicas=1,
     health_check_period_s=1,
     health_check_timeout_s=10,
-    ray_actor_options={"num_cpus": 0},
 )
 class ManagerDeployment:
     """The one copy of the manager; the store's lease holds even when Serve has two for a moment."""
@@ -65,7 +67,6 @@ class ManagerDeployment:
     max_ongoing_requests=200,
     health_check_period_s=1,
     health_check_timeout_s=10,
-    ray_actor_options={"num_cpus": 0},
 )
 @serve.ingress()  # pyright: ignore[reportUntypedClassDecorator]
 class ApiDeployment:
@@ -85,30 +86,49 @@ class ApiDeployment:
         return build_api(Backend(store, storage, living_nodes, rules, quota, facts=facts))
 
 
-def application(settings: Settings) -> Any:
-    """Both deployments, bound."""
-    return ApiDeployment.bind(settings, ManagerDeployment.bind(settings))
+def application(settings: Settings, node_id: str) -> Any:
+    """Both deployments, bound, and to run on one node. Beside a cluster that was there before, that node has the
+    release of the service, a way to its store, and an address that is its own; the others have the release that trains.
+    """
+    here = {"num_cpus": 0, "label_selector": {NODE_LABEL: node_id}}
+    manager = ManagerDeployment.options(ray_actor_options=here).bind(settings)
+    return ApiDeployment.options(ray_actor_options=here).bind(settings, manager)
 
 
 def attach(address: str, directory: Path) -> None:
-    """Attach this process to a cluster. `directory` becomes the working directory: Ray puts the one it is called in
-    first on its workers' import path, where a folder named `jobs` would shadow ours."""
+    """Attach this process to a cluster, of which its machine has to be a node. `directory` becomes the working
+    directory: Ray puts the one it is called in first on its workers' import path, where a folder named `jobs` would
+    shadow ours. Raises `HeadError` where Ray would look for a node for a minute."""
     import ray
+    from ray._private.services import find_node_ids  # pyright: ignore[reportPrivateImportUsage]
 
+    if not find_node_ids():
+        raise HeadError(f"this machine is no node of it; let it join: ray start --address={address} --num-cpus=0")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     os.chdir(directory)
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace=APP_NAME)
 
 
+def is_served() -> bool:
+    """Whether the attached cluster has the service, though whoever put it there may be gone."""
+    return APP_NAME in serve.status().applications
+
+
 def deploy(settings: Settings) -> None:
-    """Put the service on the attached cluster, or replace the one that is there, and wait until it runs."""
-    listen = settings.listen
-    serve.start(proxy_location="HeadOnly", http_options={"host": listen.host, "port": listen.port})
-    serve.run(application(settings), name=APP_NAME, route_prefix="/")
+    """Put the service on the node of this process, or replace the one that is there, and wait until it runs."""
+    import ray
+
+    listen, node_id = settings.listen, str(ray.get_runtime_context().get_node_id())
+    # A proxy on each node that has a part of the service, which is this one; and on the head, where Serve wants one.
+    serve.start(proxy_location="EveryNode", http_options={"host": listen.host, "port": listen.port})
+    serve.run(application(settings, node_id), name=APP_NAME, route_prefix="/")
 
 
 def withdraw() -> None:
-    """End Serve on the attached cluster. Jobs go on."""
+    """End the service on the attached cluster, and Serve with it unless that serves something else. Jobs go on."""
     # Ray tells the terminal that the controller died, which is what was asked for.
     with contextlib.redirect_stderr(io.StringIO()):
-        serve.shutdown()
+        if serve.status().applications.keys() - {APP_NAME}:
+            serve.delete(APP_NAME)
+        else:
+            serve.shutdown()

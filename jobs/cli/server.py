@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from codistill.data.home import data_home
+from jobs.callers import LOCAL
 from jobs.cli.exits import CommandError, Exit
 from jobs.cli.output import database_url, home, say
 from jobs.serve_settings import DEFAULT_PORT
 
 if TYPE_CHECKING:
+    from jobs.callers import Token
     from jobs.head import Head, HeadSize
     from jobs.log_lines import LogFormat
     from jobs.serve_settings import Listen
 
 READY_TIMEOUT_S = 60.0
 HEAD_CHECK_S = 1.0
+TOKENS_FILE_VARIABLE = "CODISTILL_TOKENS_FILE"
 
 
 def serve(
@@ -64,7 +67,6 @@ def serve(
             size = heads.HeadSize(cpus or float(os.cpu_count() or 1), object_store_bytes=object_store_mb << 20)
             own, moved = _own_head(size, port)
             return _serve_on(own.address, listen, directory, restart=moved, own=own)
-        _refuse_taken(port)
         _refuse_silent(on)
         return _serve_on(on, listen, directory, restart=False, own=None)
 
@@ -97,19 +99,34 @@ def _prepare_storage(given: Path | None) -> Path:
 
 
 def _check_store(*, needs_token: bool) -> None:
-    """Bring the store to its newest schema here, where its errors can be said; and refuse a door without a key."""
+    """Bring the store to its newest schema here, where its errors can be said; let in whom the file of tokens names;
+    and refuse a door without a key."""
     from jobs.store import Store
 
+    given = _given_tokens()
     store = Store.open(database_url())
     try:
+        if given:
+            added = store.accounts.adopt(given, by=LOCAL)
+            say(f"{len(given)} tokens in {os.environ[TOKENS_FILE_VARIABLE]}, of them {len(added)} new to the store")
         if needs_token and not store.accounts.any_active():
             raise CommandError(
                 "beyond loopback everybody who finds the port could come in, and there is no token yet; make one with:"
-                " codistill token create OWNER",
+                f" codistill token create OWNER, or name a file of them in {TOKENS_FILE_VARIABLE}",
                 Exit.USAGE,
             )
     finally:
         store.close()
+
+
+def _given_tokens() -> list[Token]:
+    from jobs.token_file import TokenFileError, read_tokens
+
+    path = os.environ.get(TOKENS_FILE_VARIABLE)
+    try:
+        return read_tokens(Path(path)) if path else []
+    except TokenFileError as error:
+        raise CommandError(f"{TOKENS_FILE_VARIABLE}: {error}", Exit.USAGE) from None
 
 
 def _own_head(size: HeadSize, port: int) -> tuple[Head, bool]:
@@ -175,8 +192,11 @@ def _serve_on(address: str, listen: Listen, storage: Path, *, restart: bool, own
     # After ray.init, which installs a handler of its own.
     signal.signal(signal.SIGTERM, lambda *_: ended.set())
     signal.signal(signal.SIGINT, lambda *_: (interrupted.set(), ended.set()))
-    if restart:
+    # What a command that was killed left on somebody's cluster would keep its port, and the node of its time.
+    if restart or (own is None and service.is_served()):
         service.withdraw()
+    if own is None:
+        _refuse_taken(listen.port)
     service.deploy(Settings(database_url(), str(storage), str(data_home()), listen, _log_format()))
     _wait_ready(listen.own_url, ended)
     if not ended.is_set():

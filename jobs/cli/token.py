@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,15 +29,36 @@ def create(
     owner: Annotated[str, typer.Argument(metavar="OWNER", help="Whose jobs it opens; a person or a team")],
     scope: Annotated[Scope, typer.Option(help="read, write (one's own jobs), admin (everybody's)")] = Scope.WRITE,
     days: Annotated[float | None, typer.Option(min=0.001, help="It ends after so many [default: never]")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep its digest in this file, for a service to read (CODISTILL_TOKENS_FILE), not in a store",
+            metavar="FILE",
+            dir_okay=False,
+        ),
+    ] = None,
 ) -> int:
     """Make a token and print it: this once, since only a digest is kept."""
     if not ID_PATTERN.fullmatch(owner):
         raise CommandError(f"{owner!r}: an owner has lower-case letters, digits and hyphens, 63 at most", Exit.USAGE)
-    with _accounts() as accounts:
-        made, text = accounts.create(owner, scope, lifetime_s=None if days is None else days * DAY_S, by=LOCAL)
+    lifetime_s = None if days is None else days * DAY_S
+    if to is not None:
+        made, text = _create_in(to, owner, scope, lifetime_s)
+    else:
+        with _accounts() as accounts:
+            made, text = accounts.create(owner, scope, lifetime_s=lifetime_s, by=LOCAL)
     emit(text)
     say(f"token {made.id} of {owner}, scope {scope}; it is not shown again. Use: export CODISTILL_TOKEN=...")
     return Exit.DONE
+
+
+def _create_in(path: Path, owner: str, scope: Scope, lifetime_s: float | None) -> tuple[Token, str]:
+    from jobs.token_file import TokenFileError, add_token
+
+    try:
+        return add_token(path, owner, scope, lifetime_s=lifetime_s)
+    except TokenFileError as error:
+        raise CommandError(str(error), Exit.UNAVAILABLE) from None
 
 
 @token.command("list")

@@ -50,9 +50,10 @@ def test_out_of_spec_and_ray() -> None:
     entries = [
         {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0, "memory": 1e9}},
         {"Alive": False, "Resources": {"CPU": 4.0}},
-        {"Alive": True, "Resources": {}},
+        {"Alive": True, "Resources": {"memory": 1e9}},
+        {"Alive": True, "Resources": {"GPU": 2.0}},
     ]
-    assert nodes_from_ray(entries) == [Node(4.0, 1.0), Node(0.0, 0.0)]
+    assert nodes_from_ray(entries) == [Node(4.0, 1.0), Node(0.0, 2.0)], "a head without CPUs takes no replica"
 
 
 @pytest.mark.parametrize("share", ["cpus", "gpus"])
