@@ -7,17 +7,19 @@
 #
 #   head:     docker run … codistill ray start --head --block --num-cpus=0
 #   worker:   docker run … codistill ray start --address=HEAD:6379 --block
-#   service:  docker run … codistill codistill serve --on HEAD:6379 --storage /storage
+#   service:  docker run … codistill bash -euc 'ray start --address=HEAD:6379 --num-cpus=0 &&
+#                 exec codistill serve --on HEAD:6379 --host 0.0.0.0 --storage /storage'
 #
-# All three need the same /storage, and --shm-size of at least the object store's size.
+# All three need the same /storage, --shm-size of at least the object store's size, and RAY_AUTH_MODE=token with the same
+# RAY_AUTH_TOKEN. On Kubernetes: deploy/kuberay.
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE}
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
-# A CUDA base brings no Python. procps is what Ray's own tools look for.
+# A CUDA base brings no Python. procps is what Ray's own tools look for, wget what the probes of KubeRay call.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends python3 python3-venv procps \
+ && apt-get install -y --no-install-recommends python3 python3-venv procps wget \
  && rm -rf /var/lib/apt/lists/*
 
 RUN useradd --create-home --uid 10001 codistill \
@@ -31,7 +33,8 @@ ENV PATH=/srv/codistill/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     RAY_USAGE_STATS_ENABLED=0 \
     CODISTILL_HOME=/srv/codistill/state \
-    CODISTILL_DATA=/storage/data
+    CODISTILL_DATA=/storage/data \
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=jobs.proxy.middlewares
 
 # Dependencies first: they change less often than the code.
 COPY --chown=codistill:codistill constraints.txt pyproject.toml README.md LICENSE ./
@@ -39,7 +42,7 @@ RUN pip install --no-cache-dir --index-url "${TORCH_INDEX}" --extra-index-url ht
 COPY --chown=codistill:codistill codistill codistill
 COPY --chown=codistill:codistill cluster cluster
 COPY --chown=codistill:codistill jobs jobs
-RUN pip install --no-cache-dir -c constraints.txt '.[cluster,digits]'
+RUN pip install --no-cache-dir -c constraints.txt '.[cluster,postgres,digits]'
 
 VOLUME /storage
 CMD ["codistill", "--help"]
