@@ -420,11 +420,20 @@ def test_logs_follow_a_job_to_its_end_without_steering_the_terminal(
     assert call(capsys, "logs", job_id, "--replica", "replica-7")[0] == Exit.JOB_NOT_FOUND
 
 
-def test_watch_prints_replicas_and_teacher_ages_as_lines(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_watch_prints_replicas_and_teacher_ages_as_lines(
+    server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = LineReporter.report
+
+    def report_and_end(self: LineReporter, job: RemoteJob) -> None:
+        report(self, job)
+        if not job.ended:
+            server.move(job_id, State.SUCCEEDED)
+
+    monkeypatch.setattr(LineReporter, "report", report_and_end)
     job_id = server.store.create(JobSpec()).id
     server.move(job_id, State.ADMITTED, State.STARTING, State.RUNNING)
     write_json(RunDir(server.storage, job_id).heartbeat(1, "replica-0"), beat(0, now=time.time()))
-    threading.Timer(0.8, lambda: server.move(job_id, State.SUCCEEDED)).start()
     code, out, _ = call(capsys, "watch", job_id)
     assert code == 0
     assert f"{job_id}: RUNNING" in out
