@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
 
@@ -20,7 +20,11 @@ from jobs import conversation as say
 from jobs.client import ANYTHING, DEFAULT_URL, TIMEOUT_S, Items
 from jobs.conversation import Conversation, Pause, RemoteJob, ServiceRefused, Wanted
 from jobs.download import incoming
+from jobs.log_reader import LogReader
 from jobs.status import State
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Result = TypeVar("Result")
 
@@ -95,11 +99,37 @@ class AsyncClient:
         """Who waits, in turn, and what is reserved: {items, waiting, total, reserved}."""
         return await self._hold(say.queue())
 
+    async def usage(
+        self, *, owner: str | None = None, created_from: str | None = None, created_before: str | None = None
+    ) -> dict[str, Any]:
+        """CPU-hours and GPU-hours that jobs submitted in that time have reserved: {items: [{owner, jobs, cpu_hours,
+        gpu_hours}], as_of}. Times as RFC 3339 has them."""
+        return await self._hold(say.usage(owner, created_from, created_before))
+
     async def logs(
         self, job_id: str, *, replica: str = "replica-0", tail: int | None = None, offset: int | None = None
     ) -> tuple[str, int]:
         """A piece of a log and the offset after it."""
         return await self._hold(say.logs(job_id, replica, tail, offset))
+
+    async def follow_logs(
+        self, job_id: str, write: Callable[[str], None], *, replica: str = "replica-0", tail: int | None = None
+    ) -> None:
+        """Call `write` with what a log has, and with what is added to it, until the job has ended."""
+        reader, ended = LogReader(replica, tail), False
+        while not ended:
+            ended = (await self.show(job_id)).ended
+            try:
+                async with self._http.stream("GET", **reader.request(job_id)) as answer:
+                    if answer.is_error:
+                        await answer.aread()
+                    reader.begin(say.checked(answer).headers)
+                    async for chunk in answer.aiter_bytes():
+                        write(reader.text(chunk))
+            except say.NO_ANSWER as error:  # the service may be about to come back
+                reader.dropped(say.unreachable(self.url, error))
+                ended = False
+                await asyncio.sleep(say.POLL_S)
 
     async def metrics(
         self, job_id: str, *, replica: str = "replica-0", names: Iterable[str] | None = None, after_step: int = -1
@@ -107,9 +137,44 @@ class AsyncClient:
         """All rows of steps above `after_step`, each (step, name) once."""
         return await self._hold(say.rows(job_id, "metrics", replica, names, after_step))
 
+    async def metrics_table(
+        self,
+        job_id: str,
+        *,
+        replica: str = "replica-0",
+        names: Iterable[str] | None = None,
+        after_step: int = -1,
+        max_points: int | None = None,
+    ) -> pa.Table:
+        """The same rows in one piece, as an Arrow table; with `max_points`, at most so many of each series: the
+        schema's metadata then say `thinned`."""
+        return await self._hold(say.table(job_id, "metrics", replica, names, after_step, max_points))
+
+    async def ledger_table(
+        self, job_id: str, *, replica: str = "replica-0", after_step: int = -1, max_points: int | None = None
+    ) -> pa.Table:
+        """Who taught `replica` in which step, and how stale, as an Arrow table."""
+        return await self._hold(say.table(job_id, "ledger", replica, None, after_step, max_points))
+
     async def ledger(self, job_id: str, *, replica: str = "replica-0", after_step: int = -1) -> Items:
         """Who taught `replica` in which step, and how stale."""
         return await self._hold(say.rows(job_id, "ledger", replica, None, after_step))
+
+    async def methods(self) -> Items:
+        """What `method.kind` may be: {name, idea, paper, spec, defaults, options} each."""
+        return await self._hold(say.methods())
+
+    async def recipes(self) -> Items:
+        """What `recipe` may be: {name, idea, paper, spec, defaults, options} each."""
+        return await self._hold(say.recipes())
+
+    async def datasets(self) -> dict[str, Any]:
+        """Data sets that a recipe can name: {items, unreadable}."""
+        return await self._hold(say.datasets())
+
+    async def models(self, *, limit: int = 50, cursor: int | None = None) -> dict[str, Any]:
+        """Models that can be a teacher, of `limit` jobs: {items, registered, next_cursor}."""
+        return await self._hold(say.models(limit, cursor))
 
     async def schema(self) -> dict[str, Any]:
         """The JSON Schema of a spec."""
@@ -149,7 +214,7 @@ class AsyncClient:
         job_id: str,
         *,
         timeout_s: float | None = None,
-        poll_s: float = 0.5,
+        poll_s: float = say.POLL_S,
         seen: Callable[[RemoteJob], None] = lambda _job: None,
     ) -> RemoteJob:
         """The job once it has ended. Raises `TimeoutError`. `seen` is called with every answer."""

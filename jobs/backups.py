@@ -72,7 +72,7 @@ def put_back(backup: Path, store: Path) -> Path | None:
 def jobs_in(path: Path) -> int:
     """How many jobs a store has. Raises `StoreError` for a file that is none, or damaged."""
     if not path.is_file():
-        raise StoreError(f"there is no file {path}")
+        raise StoreError(f"there is no file {path}; codistill backup FILE writes one")
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
             (sound,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
@@ -82,7 +82,9 @@ def jobs_in(path: Path) -> int:
             (count,) = connection.execute("SELECT count(*) FROM jobs").fetchone()
             return int(count)
     except sqlite3.Error as error:
-        raise StoreError(f"{path} is not a store of codistill ({error})") from error
+        raise StoreError(
+            f"{path} is not a store of codistill ({error}); name a file that codistill backup wrote"
+        ) from error
 
 
 def postgres_command(url: str, file: Path, *, restore: bool) -> str:

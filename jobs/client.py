@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx2
 
@@ -19,10 +19,14 @@ from codistill.spec import JobSpec
 from jobs import conversation as say
 from jobs.conversation import Conversation, Pause, RemoteJob, ServiceRefused, ServiceUnreachable, Wanted
 from jobs.download import DownloadDiffers, incoming
+from jobs.log_reader import LogReader
 from jobs.serve_settings import DEFAULT_PORT
 from jobs.status import State
 
 __all__ = ["Client", "DownloadDiffers", "RemoteJob", "ServiceRefused", "ServiceUnreachable", "Wanted"]
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 TIMEOUT_S = 20.0
@@ -100,11 +104,37 @@ class Client:
         """Who waits, in turn, and what is reserved: {items, waiting, total, reserved}."""
         return self._hold(say.queue())
 
+    def usage(
+        self, *, owner: str | None = None, created_from: str | None = None, created_before: str | None = None
+    ) -> dict[str, Any]:
+        """CPU-hours and GPU-hours that jobs submitted in that time have reserved: {items: [{owner, jobs, cpu_hours,
+        gpu_hours}], as_of}. Times as RFC 3339 has them."""
+        return self._hold(say.usage(owner, created_from, created_before))
+
     def logs(
         self, job_id: str, *, replica: str = "replica-0", tail: int | None = None, offset: int | None = None
     ) -> tuple[str, int]:
         """A piece of a log and the offset after it."""
         return self._hold(say.logs(job_id, replica, tail, offset))
+
+    def follow_logs(
+        self, job_id: str, write: Callable[[str], None], *, replica: str = "replica-0", tail: int | None = None
+    ) -> None:
+        """Call `write` with what a log has, and with what is added to it, until the job has ended."""
+        reader, ended = LogReader(replica, tail), False
+        while not ended:
+            ended = self.show(job_id).ended
+            try:
+                with self._http.stream("GET", **reader.request(job_id)) as answer:
+                    if answer.is_error:
+                        answer.read()
+                    reader.begin(say.checked(answer).headers)
+                    for chunk in answer.iter_bytes():
+                        write(reader.text(chunk))
+            except say.NO_ANSWER as error:  # the service may be about to come back
+                reader.dropped(say.unreachable(self.url, error))
+                ended = False
+                time.sleep(say.POLL_S)
 
     def metrics(
         self, job_id: str, *, replica: str = "replica-0", names: Iterable[str] | None = None, after_step: int = -1
@@ -112,9 +142,44 @@ class Client:
         """All rows of steps above `after_step`, each (step, name) once."""
         return self._hold(say.rows(job_id, "metrics", replica, names, after_step))
 
+    def metrics_table(
+        self,
+        job_id: str,
+        *,
+        replica: str = "replica-0",
+        names: Iterable[str] | None = None,
+        after_step: int = -1,
+        max_points: int | None = None,
+    ) -> pa.Table:
+        """The same rows in one piece, as an Arrow table; with `max_points`, at most so many of each series: the
+        schema's metadata then say `thinned`."""
+        return self._hold(say.table(job_id, "metrics", replica, names, after_step, max_points))
+
+    def ledger_table(
+        self, job_id: str, *, replica: str = "replica-0", after_step: int = -1, max_points: int | None = None
+    ) -> pa.Table:
+        """Who taught `replica` in which step, and how stale, as an Arrow table."""
+        return self._hold(say.table(job_id, "ledger", replica, None, after_step, max_points))
+
     def ledger(self, job_id: str, *, replica: str = "replica-0", after_step: int = -1) -> Items:
         """Who taught `replica` in which step, and how stale."""
         return self._hold(say.rows(job_id, "ledger", replica, None, after_step))
+
+    def methods(self) -> Items:
+        """What `method.kind` may be: {name, idea, paper, spec, defaults, options} each."""
+        return self._hold(say.methods())
+
+    def recipes(self) -> Items:
+        """What `recipe` may be: {name, idea, paper, spec, defaults, options} each."""
+        return self._hold(say.recipes())
+
+    def datasets(self) -> dict[str, Any]:
+        """Data sets that a recipe can name: {items, unreadable}."""
+        return self._hold(say.datasets())
+
+    def models(self, *, limit: int = 50, cursor: int | None = None) -> dict[str, Any]:
+        """Models that can be a teacher, of `limit` jobs: {items, registered, next_cursor}."""
+        return self._hold(say.models(limit, cursor))
 
     def schema(self) -> dict[str, Any]:
         """The JSON Schema of a spec."""
@@ -154,7 +219,7 @@ class Client:
         job_id: str,
         *,
         timeout_s: float | None = None,
-        poll_s: float = 0.5,
+        poll_s: float = say.POLL_S,
         seen: Callable[[RemoteJob], None] = lambda _job: None,
     ) -> RemoteJob:
         """The job once it has ended. Raises `TimeoutError`. `seen` is called with every answer."""

@@ -8,14 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote
 
 import httpx2
 
 from codistill.spec import JobSpec
 from jobs.job import Reason
+from jobs.media import ARROW
 from jobs.status import TERMINAL, State
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class ServiceUnreachable(RuntimeError):
@@ -76,6 +80,8 @@ class Pause:
     seconds: float
 
 
+POLL_S = 0.5
+"""Between two questions about the same thing."""
 NO_ANSWER = (httpx2.TransportError, httpx2.InvalidURL, httpx2.UnsupportedProtocol)
 Result = TypeVar("Result")
 Conversation = Generator[Ask | Pause, httpx2.Response, Result]
@@ -164,6 +170,27 @@ def queue() -> Conversation[dict[str, Any]]:
     return (yield Ask("GET", "/api/v1/queue")).json()
 
 
+def usage(owner: str | None, created_from: str | None, created_before: str | None) -> Conversation[dict[str, Any]]:
+    params = {"owner": owner, "created_from": created_from, "created_before": created_before}
+    return (yield Ask("GET", "/api/v1/usage", params)).json()
+
+
+def methods() -> Conversation[list[dict[str, Any]]]:
+    return (yield Ask("GET", "/api/v1/methods")).json()["items"]
+
+
+def recipes() -> Conversation[list[dict[str, Any]]]:
+    return (yield Ask("GET", "/api/v1/recipes")).json()["items"]
+
+
+def datasets() -> Conversation[dict[str, Any]]:
+    return (yield Ask("GET", "/api/v1/datasets")).json()
+
+
+def models(limit: int, cursor: int | None) -> Conversation[dict[str, Any]]:
+    return (yield Ask("GET", "/api/v1/models", {"limit": limit, "cursor": cursor})).json()
+
+
 def schema() -> Conversation[dict[str, Any]]:
     return (yield Ask("GET", "/api/v1/schema")).json()
 
@@ -190,6 +217,18 @@ def rows(
         found += answer["items"]
         following = answer["next_after_step"]
     return found
+
+
+def table(
+    job_id: str, kind: str, replica: str, names: Iterable[str] | None, after_step: int, max_points: int | None
+) -> Conversation[pa.Table]:
+    """Of the tables 'metrics' or 'ledger', all at once."""
+    import pyarrow as pa
+
+    wanted = None if names is None else ",".join(names)
+    params = {"replica": replica, "names": wanted, "after_step": after_step, "max_points": max_points}
+    answer = yield Ask("GET", f"{_job(job_id)}/{kind}", params, headers={"Accept": ARROW})
+    return pa.ipc.open_stream(answer.content).read_all()
 
 
 def is_well(path: str) -> Conversation[bool]:

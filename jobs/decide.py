@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any, assert_never
 
 from codistill.spec import Limits, replica_name
+from jobs.deadlines import end_by, start_by
 from jobs.job import Job, Reason
 from jobs.status import State
 
@@ -149,10 +150,11 @@ def _starting(view: View) -> Decision:
         return StopLeaked() if view.leaked else Submit()
     if _all_stepped(view):
         return Move(State.RUNNING)
-    waited, deadline_s = view.now - view.job.state_since, _limits(view).start_deadline_s
-    if waited > deadline_s:
+    limits = _limits(view)
+    deadline = start_by(view.job, limits)
+    if deadline is not None and view.now > deadline:
         waiting = ", ".join(_without_step(view))
-        message = f"no first step of {waiting} within limits.start_deadline_s ({deadline_s:g} s)"
+        message = f"no first step of {waiting} within limits.start_deadline_s ({limits.start_deadline_s:g} s)"
         return Move(State.CANCELLING, Reason("start_deadline", message))
     return Nothing()
 
@@ -200,12 +202,12 @@ def _lost(view: View) -> Move:
 
 
 def _overdue(view: View) -> Move | None:
-    started, limit_s = view.job.started_at, _limits(view).max_runtime_s
-    if started is None or view.now - started <= limit_s:
+    limits = _limits(view)
+    deadline = end_by(view.job, limits)
+    if deadline is None or view.now <= deadline:
         return None
-    return Move(
-        State.CANCELLING, Reason("max_runtime", f"the job ran longer than limits.max_runtime_s ({limit_s:g} s)")
-    )
+    message = f"the job ran longer than limits.max_runtime_s ({limits.max_runtime_s:g} s)"
+    return Move(State.CANCELLING, Reason("max_runtime", message))
 
 
 def backoff_s(attempts: int) -> float:

@@ -122,7 +122,8 @@ class Door:
         raise ApiProblem(
             401,
             "no_valid_token",
-            "send 'Authorization: Bearer TOKEN' with a token that has not ended; codistill token create makes one",
+            "send 'Authorization: Bearer TOKEN' with a token that has not ended (the command line takes it from"
+            " CODISTILL_TOKEN); codistill token create makes one",
             headers={"WWW-Authenticate": 'Bearer realm="codistill"'},
         )
 
@@ -157,10 +158,10 @@ def check_origin(headers: Mapping[str, str], hosts: Collection[str]) -> None:
         detail = f"this service is not called {host!r}; use {', '.join(sorted(hosts))}, or serve with --host-name"
         raise ApiProblem(421, "unknown_host", detail)
     if headers.get("sec-fetch-site") == "cross-site":
-        raise ApiProblem(403, "cross_site", "pages of other sites may not use this service")
+        raise ApiProblem(403, "cross_site", "pages of other sites may not use this service; open its own page")
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != headers.get("host"):
-        raise ApiProblem(403, "cross_site", f"pages of {origin!r} may not use this service")
+        raise ApiProblem(403, "cross_site", f"pages of {origin!r} may not use this service; open its own page")
 
 
 def hostname(host: str) -> str:
@@ -188,12 +189,16 @@ def check_body(request: Request, most_bytes: int) -> None:
         return
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise ApiProblem(415, "not_json", f"the body has to be application/json, not {kind or 'without a type'}")
+        raise ApiProblem(
+            415,
+            "not_json",
+            f"the body has to be JSON, not {kind or 'without a type'}; send Content-Type: application/json",
+        )
 
 
 def too_large(most_bytes: int) -> ApiProblem:
     """413: a body of more than `most_bytes`."""
-    return ApiProblem(413, "body_too_large", f"a body has at most {most_bytes:,} bytes")
+    return ApiProblem(413, "body_too_large", f"a body has at most {most_bytes:,} bytes; send less")
 
 
 def limited(receive: Receive, most_bytes: int) -> Receive:

@@ -36,7 +36,7 @@ def incoming(artifact: Mapping[str, Any], target: Path) -> Generator[Incoming]:
             so_far = Incoming(file)
             yield so_far
         if artifact["sha256"] not in (None, so_far.digest.hexdigest()):
-            raise DownloadDiffers(f"{artifact['name']} came with another SHA-256 than it has; download it again")
+            raise DownloadDiffers(f"{artifact['name']} came with another SHA-256 than it has; try again")
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)

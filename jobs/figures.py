@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from jobs.status import State
+from jobs.usage import Usage
 
 WAITS_OVER_S = 3600.0
 """How long ago an admission may be to count for the time in the queue."""
@@ -35,6 +36,8 @@ class Facts:
     lease_fence: int = 0
     round_age_s: float | None = None
     """Since a manager last looked at all jobs."""
+    usage: Sequence[Usage] = ()
+    """Of each owner."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Room:
 Family = GaugeMetricFamily
 
 
-def service_figures(facts: Facts, room: Room, version: str) -> list[Family]:
+def service_figures(facts: Facts, room: Room, version: str) -> list[Metric]:
     """Of the service as a whole."""
     info = Family("codistill_build_info", "Version of the service.", labels=["version"])
     info.add_metric([version], 1)
@@ -69,13 +72,24 @@ def service_figures(facts: Facts, room: Room, version: str) -> list[Family]:
     causes = Family("codistill_attempts_ended", "Attempts that ended, by cause.", labels=["cause"])
     for cause, count in sorted(facts.ended_by_cause.items()):
         causes.add_metric([cause], count)
-    found = [
+    cpu_s = CounterMetricFamily(
+        "codistill_reserved_cpu_seconds", "CPU-seconds that jobs have reserved, by owner.", labels=["owner"]
+    )
+    gpu_s = CounterMetricFamily(
+        "codistill_reserved_gpu_seconds", "GPU-seconds that jobs have reserved, by owner.", labels=["owner"]
+    )
+    for usage in facts.usage:
+        cpu_s.add_metric([usage.owner], usage.cpu_s)
+        gpu_s.add_metric([usage.owner], usage.gpu_s)
+    found: list[Metric] = [
         info,
         jobs,
         depth,
         Family("codistill_queue_oldest_seconds", "Since the oldest waiting job was submitted.", facts.oldest_wait_s),
         waits,
         causes,
+        cpu_s,
+        gpu_s,
         Family("codistill_manager_lease_held", "1 while some manager holds the lease.", float(facts.lease_held)),
         Family("codistill_manager_fence", "Of the lease; it rises when another manager takes over.", facts.lease_fence),
     ]
@@ -85,7 +99,7 @@ def service_figures(facts: Facts, room: Room, version: str) -> list[Family]:
     return [*found, *_room_figures(room)]
 
 
-def _room_figures(room: Room) -> list[Family]:
+def _room_figures(room: Room) -> list[Metric]:
     nodes = Family("codistill_cluster_nodes", "Living nodes of the Ray cluster that take jobs.", room.nodes)
     cpus = Family("codistill_cluster_cpus", "CPUs of the cluster, and those reserved by jobs.", labels=["kind"])
     gpus = Family("codistill_cluster_gpus", "GPUs of the cluster, and those reserved by jobs.", labels=["kind"])

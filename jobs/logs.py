@@ -16,9 +16,13 @@ MAX_BYTES = 1 << 20
 class LogText:
     """A piece of a log."""
 
-    text: str
+    data: bytes
     next_offset: int
     """Where to go on: the number of bytes up to and including this piece."""
+
+    @property
+    def text(self) -> str:
+        return self.data.decode(errors="replace")
 
 
 def read_log(run: RunDir, replica: str, *, tail_lines: int | None = None, offset: int | None = None) -> LogText:
@@ -32,7 +36,7 @@ def read_log(run: RunDir, replica: str, *, tail_lines: int | None = None, offset
     end = begin + len(data)
     if tail_lines is not None:
         data = b"".join(data.splitlines(keepends=True)[-tail_lines:]) if tail_lines > 0 else b""
-    return LogText(data.decode(errors="replace"), end)
+    return LogText(data, end)
 
 
 def _files(run: RunDir, replica: str) -> list[Path]:

@@ -30,6 +30,7 @@ from jobs.decide import (
 )
 from jobs.errors import StoreError
 from jobs.job import Job, Reason
+from jobs.pruner import Pruner
 from jobs.queue import admit
 from jobs.runner import Runner, RunnerError, submission_id
 from jobs.status import RESERVING, State
@@ -44,7 +45,7 @@ EXIT_GRACE_S = 15.0
 
 
 class Manager:
-    """Looks, decides and acts; one `tick` is one round over all jobs."""
+    """Looks, decides and acts; one `tick` is one round over all jobs. With `keep_days`, what ended longer ago goes."""
 
     def __init__(
         self,
@@ -53,11 +54,14 @@ class Manager:
         storage: Path,
         nodes: Callable[[], Sequence[Node]],
         clock: Callable[[], float] = time.time,
+        *,
+        keep_days: float | None = None,
     ) -> None:
         self._store, self._runner, self._storage = store, runner, storage
         self._nodes, self._clock = nodes, clock
         self._stopped_at: dict[str, float] = {}
         self._leaks_checked_at = float("-inf")
+        self._pruner = None if keep_days is None else Pruner(store, storage, keep_days, clock)
 
     def tick(self, lease: int) -> None:
         """One round. Raises `StoreError`; what one job runs into is logged and tried again in the next round."""
@@ -67,6 +71,8 @@ class Manager:
         if self._clock() - self._leaks_checked_at >= LEAK_CHECK_INTERVAL_S:
             self._stop_drivers_of_finished_jobs()
             self._leaks_checked_at = self._clock()
+        if self._pruner is not None:
+            self._pruner.step()
 
     def _guarded(self, job: Job, action: Callable[[], Any]) -> None:
         try:

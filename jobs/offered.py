@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
 import codistill
-from codistill.spec import Method, Recipe
+from codistill.spec import Installed, Method, Recipe
 
 _METHODS = Path(codistill.__file__).parent / "methods"
 _CITED = re.compile(r"arXiv \d|\b(19|20)\d\d\b")
@@ -24,20 +26,48 @@ class Offer:
     name: str
     idea: str
     """One sentence."""
-    paper: str | None = None
+    paper: str | None
     """Authors, where, when."""
+    spec: Mapping[str, str]
+    """What a spec says to choose it."""
+    defaults: Mapping[str, Any]
+    """Of its options; those that have none must be given."""
+    options: Mapping[str, Any]
+    """The JSON Schema of all that it can be told."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
-def offered_methods() -> list[Offer]:
+@cache
+def offered_methods() -> tuple[Offer, ...]:
     """What `method.kind` may be."""
-    return [Offer(_kind(choice), first_sentence(choice.__doc__ or ""), _paper(_kind(choice))) for choice in _of(Method)]
+    return tuple(_offer(choice, _paper(_kind(choice))) for choice in _of(Method))
 
 
-def offered_recipes() -> list[Offer]:
+@cache
+def offered_recipes() -> tuple[Offer, ...]:
     """What `recipe.kind` may be, and after it, what `recipe.name` may be where the kind is 'installed'."""
-    built_in = [Offer(_kind(choice), first_sentence(choice.__doc__ or "")) for choice in _of(Recipe)]
     entries = sorted(metadata.entry_points(group=RECIPES_GROUP), key=lambda entry: entry.name)
-    return built_in + [Offer(f"installed: {entry.name}", f"From the package: {entry.value}") for entry in entries]
+    return (*map(_offer, _of(Recipe)), *map(_installed, entries))
+
+
+def _offer(choice: Any, paper: str | None = None) -> Offer:
+    schema, kind = choice.model_json_schema(), _kind(choice)
+    # Built without a check: what has no default is then left out.
+    defaults = choice.model_construct().model_dump(mode="json", exclude={"kind"})
+    return Offer(kind, first_sentence(choice.__doc__ or ""), paper, {"kind": kind}, defaults, schema)
+
+
+def _installed(entry: metadata.EntryPoint) -> Offer:
+    package = entry.dist.name if entry.dist else entry.module
+    kind = _kind(Installed)
+    return replace(
+        _offer(Installed),
+        name=f"{kind}: {entry.name}",
+        idea=f"From the package {package}.",
+        spec={"kind": kind, "name": entry.name},
+    )
 
 
 def first_sentence(text: str) -> str:

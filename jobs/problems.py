@@ -19,6 +19,10 @@ from jobs.errors import StoreError
 log = logging.getLogger("codistill.api")
 
 PROBLEM_TYPE = "application/problem+json"
+_OF_ROUTES = {
+    404: ("no_such_route", "there is no such route; GET /openapi.json lists them"),
+    405: ("method_not_allowed", "this route has no such method; the header Allow names those it has"),
+}
 
 
 class ApiProblem(Exception):
@@ -67,8 +71,8 @@ def install_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: HTTPException) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        code = {404: "no_such_route", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        return _answer(request, ApiProblem(error.status_code, code, str(error.detail), headers=error.headers))
+        code, detail = _OF_ROUTES.get(error.status_code, ("http_error", str(error.detail)))
+        return _answer(request, ApiProblem(error.status_code, code, detail, headers=error.headers))
 
     @app.exception_handler(RequestValidationError)
     def _parameters(request: Request, error: RequestValidationError) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
@@ -85,5 +89,5 @@ def install_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     def _unexpected(request: Request, _error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         # Starlette raises it again after this answer, so the operator's log has the traceback.
-        detail = "the service failed while it answered; its log says why"
+        detail = "the service failed while it answered; try again, and see its log under this request id"
         return _answer(request, ApiProblem(500, "internal", detail))

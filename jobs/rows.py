@@ -1,7 +1,9 @@
-"""Metrics and ledger rows as JSON."""
+"""Metrics and ledger rows, as JSON or as Arrow."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -18,34 +20,53 @@ SERIES = {"metrics": (("name",), "value"), "ledger": (("teacher", "verdict"), "o
 """Of each kind, what tells its series apart, and what is drawn of them."""
 
 
-def read_rows(
-    run: RunDir,
-    replica: str,
-    kind: str,
-    *,
-    after_step: int = -1,
-    names: set[str] | None = None,
-    max_points: int | None = None,
-) -> dict[str, Any]:
-    """Rows of steps above `after_step`, ascending, each (step, name) once; whole steps only.
+@dataclass(frozen=True)
+class RowsWanted:
+    """Of one table of one replica."""
 
-    `next_after_step` says how to go on when there are more; else it is None. With `max_points`, at most so many of
-    each series (see `thinning`); `thinned` then says how many rows there were and how many are left, and is None where
-    none was left out. Of the ledger, `totals` tells how often each teacher was heard over all steps.
+    replica: str
+    kind: str
+    """'metrics' or 'ledger'."""
+    after_step: int = -1
+    names: frozenset[str] | None = None
+    max_points: int | None = None
+    """Of each series at most, see `thinning`."""
+
+    def pick(self, table: pa.Table) -> tuple[pa.Table, dict[str, int] | None]:
+        """Rows of steps above `after_step`, ascending, each (step, name) once; and how many of how many are kept, where
+        some are left out."""
+        table = table.filter(pc.field("step") > self.after_step)
+        if self.names is not None:
+            table = table.filter(pc.field("name").isin(sorted(self.names)))
+        whole = table.num_rows
+        if self.max_points is not None:
+            table = thin_table(table, *SERIES[self.kind], self.max_points)
+        return table, {"rows": whole, "kept": table.num_rows} if table.num_rows < whole else None
+
+
+def read_rows(run: RunDir, wanted: RowsWanted) -> dict[str, Any]:
+    """Whole steps, as many as one answer carries.
+
+    `next_after_step` says how to go on when there are more; else it is None. `thinned` says how many rows there were
+    and how many are left, and is None where none was left out. Of the ledger, `totals` tells how often each teacher was
+    heard over all steps.
     """
-    table = read(run, replica, kind)
-    totals = _totals(table) if kind == "ledger" else None
-    table = table.filter(pc.field("step") > after_step)
-    if names is not None:
-        table = table.filter(pc.field("name").isin(sorted(names)))
-    whole, thinned = table.num_rows, None
-    if max_points is not None:
-        table = thin_table(table, *SERIES[kind], max_points)
-        if table.num_rows < whole:
-            thinned = {"rows": whole, "kept": table.num_rows}
+    whole = read(run, wanted.replica, wanted.kind)
+    table, thinned = wanted.pick(whole)
     table, following = _first_page(table)
     answer = {"items": finite(table.to_pylist()), "next_after_step": following, "thinned": thinned}
-    return answer if totals is None else answer | {"totals": totals}
+    return answer | {"totals": _totals(whole)} if wanted.kind == "ledger" else answer
+
+
+def read_arrow(run: RunDir, wanted: RowsWanted) -> bytes:
+    """All rows at once, as an Arrow stream; its metadata say `thinned` as the JSON does."""
+    table, thinned = wanted.pick(read(run, wanted.replica, wanted.kind))
+    metadata = {**(table.schema.metadata or {}), b"thinned": json.dumps(thinned).encode()}
+    table = table.replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
 
 
 def _first_page(table: pa.Table) -> tuple[pa.Table, int | None]:

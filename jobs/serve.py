@@ -51,7 +51,7 @@ class ManagerDeployment:
         configure(settings.log_format)
         store, storage = Store.open(settings.store_url), Path(settings.storage)
         runner = connect_runner(storage, {"CODISTILL_DATA": settings.data_home})
-        self._loop = ManagerLoop(store, Manager(store, runner, storage, living_nodes))
+        self._loop = ManagerLoop(store, Manager(store, runner, storage, living_nodes, keep_days=settings.keep_days))
         self._loop.start()
 
     def check_health(self) -> None:
@@ -82,8 +82,8 @@ class ApiDeployment:
         store, listen = Store.open(self._settings.store_url), self._settings.listen
         rules = DoorRules(needs_token=listen.needs_token, hosts=frozenset(listen.names))
         quota = Quota() if listen.needs_token else Quota.alone()
-        storage, facts = Path(self._settings.storage), self._describer.facts
-        return build_api(Backend(store, storage, living_nodes, rules, quota, facts=facts))
+        storage, data, facts = Path(self._settings.storage), Path(self._settings.data_home), self._describer.facts
+        return build_api(Backend(store, storage, living_nodes, rules, quota, facts=facts, data_home=data))
 
 
 def application(settings: Settings, node_id: str) -> Any:

@@ -38,3 +38,5 @@ class Settings:
     """Where every node finds the data sets."""
     listen: Listen
     log_format: LogFormat = LogFormat.TEXT
+    keep_days: float | None = None
+    """How long ago a job may have ended before it is deleted; None: it stays."""

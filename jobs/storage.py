@@ -20,5 +20,6 @@ def check_storage(storage: Path) -> None:
     free = RunDir(storage, "any").free_bytes()
     if free < MIN_FREE_BYTES:
         raise StorageError(
-            f"storage {storage} is full: {free / 2**20:.0f} MiB free, at least {MIN_FREE_BYTES >> 20} MiB are needed"
+            f"storage {storage} is full: {free / 2**20:.0f} MiB free, at least {MIN_FREE_BYTES >> 20} MiB are"
+            " needed; make room: codistill prune"
         )

@@ -24,9 +24,12 @@ from jobs.figures import Facts
 from jobs.job import Change, Job, Reason, Transition, new_job_id
 from jobs.lease import Lease
 from jobs.queue import Standing
+from jobs.retention import Past
 from jobs.status import TERMINAL, State, check
 from jobs.store_facts import read_facts
+from jobs.store_usage import keep_usage, read_usage
 from jobs.tables import IDEMPOTENCY, JOBS, LEASE, TRANSITIONS
+from jobs.usage import Usage
 
 
 class LostRace(RuntimeError):
@@ -42,7 +45,7 @@ class ParentGone(RuntimeError):
 
 
 class StillNeeded(RuntimeError):
-    """A job that waits is to go on from this one; the message names it."""
+    """Another job is to go on from this one, or learns from it; the message names it."""
 
 
 class QueueFull(RuntimeError):
@@ -188,6 +191,12 @@ class Store:
         with self._database.transaction() as connection:
             return [Standing(*row) for row in connection.execute(query)]
 
+    def pasts(self) -> list[Past]:
+        """Of all jobs what decides which of them may go."""
+        columns = [JOBS.c[one.name] for one in fields(Past)]
+        with self._database.transaction() as connection:
+            return [Past(*row) for row in connection.execute(sa.select(*columns).order_by(JOBS.c.seq))]
+
     def transitions(self, job_id: str) -> list[Transition]:
         query = sa.select(TRANSITIONS).where(TRANSITIONS.c.job_id == job_id).order_by(TRANSITIONS.c.seq)
         with self._database.transaction() as connection:
@@ -222,6 +231,13 @@ class Store:
     def facts(self, owner: str | None) -> Facts:
         """What figures about the service need; `owner` limits what is told of owners to that one."""
         return read_facts(self._database, owner)
+
+    def usage(
+        self, owner: str | None, *, created_from: float | None = None, created_before: float | None = None
+    ) -> Sequence[Usage]:
+        """What jobs submitted in that time have reserved, those deleted since too; `owner` limits it to that one."""
+        with self._database.transaction() as connection:
+            return read_usage(connection, self._clock(), owner, created_from, created_before)
 
     def audit(self, target: str | None = None) -> list[AuditRow]:
         """Who changed what, oldest first."""
@@ -277,17 +293,18 @@ class Store:
             note(connection, by, "priority", job.id, now)
             return _one(connection, job.id)
 
-    def delete(self, job: Job, *, by: Caller) -> None:
-        """Forget a job that has ended; the audit stays. Raises `LostRace`, and `StillNeeded`."""
+    def delete(self, job: Job, *, by: Caller, action: str = "delete") -> None:
+        """Forget a job that has ended; the audit stays, and what it reserved. Raises `LostRace`, and `StillNeeded`."""
         if job.state not in TERMINAL:
             raise ValueError(f"{job.id} is {job.state}: only what has ended can be deleted")
         with self._database.transaction(write=True) as connection:
             connection.execute(sa.delete(TRANSITIONS).where(TRANSITIONS.c.job_id == job.id))
             connection.execute(sa.delete(IDEMPOTENCY).where(IDEMPOTENCY.c.job_id == job.id))
+            keep_usage(connection, job.id, self._clock())
             if connection.execute(sa.delete(JOBS).where(JOBS.c.id == job.id)).rowcount != 1:
                 raise LostRace(f"{job.id} is no longer there")
             _check_not_needed(connection, job.id)  # now that nobody can add another
-            note(connection, by, "delete", job.id, self._clock())
+            note(connection, by, action, job.id, self._clock())
 
 
 # ---------------------------------------------------------------- parts of a transaction
@@ -326,6 +343,13 @@ def _check_not_needed(connection: sa.Connection, job_id: str) -> None:
     children = connection.execute(query).scalars().all()
     if children:
         raise StillNeeded(f"{children[0]} is to go on from it and has not begun")
+    # A teacher is opened again in every attempt.
+    teacher = JOBS.c.spec["method", "teacher", "job"].as_string()
+    going = [state.value for state in State if state not in TERMINAL]
+    query = sa.select(JOBS.c.id).where(JOBS.c.state.in_(going), teacher == job_id).order_by(JOBS.c.seq)
+    students = connection.execute(query).scalars().all()
+    if students:
+        raise StillNeeded(f"{students[0]} learns from it and has not ended")
 
 
 def _conditions(only: Filter) -> list[sa.ColumnElement[bool]]:

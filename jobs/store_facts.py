@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from jobs.database import Database
 from jobs.figures import WAITS_OVER_S, Facts
 from jobs.status import TERMINAL, State
+from jobs.store_usage import read_usage
 from jobs.tables import JOBS, LEASE, TRANSITIONS
 
 UNEXPLAINED = "none"
@@ -44,6 +45,7 @@ def read_facts(database: Database, owner: str | None) -> Facts:
             lease_held=lease.expires_at > now,
             lease_fence=lease.fence,
             round_age_s=None if lease.round_at is None else max(0.0, now - lease.round_at),
+            usage=read_usage(connection, now, owner),
         )
 
 

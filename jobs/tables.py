@@ -75,6 +75,16 @@ AUDIT = sa.Table(
     sa.Column("action", sa.String(32)),
     sa.Column("target", sa.String(63)),
 )
+PAST_USAGE = sa.Table(
+    "past_usage",
+    _METADATA,
+    sa.Column("job_id", sa.String(63), primary_key=True),
+    sa.Column("owner", sa.String(63)),
+    sa.Column("created_at", sa.Double),
+    sa.Column("cpu_s", sa.Double),
+    sa.Column("gpu_s", sa.Double),
+)
+"""Of jobs that have been deleted."""
 LEASE = sa.Table(
     "manager_lease",
     _METADATA,

@@ -9,7 +9,9 @@ from typing import Any
 
 from codistill.run_dir import RunDir, read_json
 from codistill.spec import replica_name
+from jobs.deadlines import end_by, start_by
 from jobs.job import Job, Reason, Transition
+from jobs.usage import usage_of
 
 
 def summary(job: Job, place: int | None = None) -> dict[str, Any]:
@@ -58,6 +60,9 @@ def full(
         "replicas": [_replica(name, beats.get(name), now) for name in replica_names(job)],
         "transitions": [transition_view(t) for t in transitions],
     }
+    limits = job.spec.limits
+    value["deadlines"] = {"start_by": rfc3339(start_by(job, limits)), "end_by": rfc3339(end_by(job, limits))}
+    value["usage"] = usage_of(job, now)
     value["result"] = result
     return finite(value)
 

@@ -49,6 +49,7 @@ for verb in (
     lineage.export,
     manage.queue,
     manage.priority,
+    manage.usage,
     manage.delete,
     manage.prune,
     backup.backup,

@@ -55,4 +55,4 @@ def _store_file(file: Path, *, restore: bool) -> Path:
     from jobs.backups import postgres_command
 
     command = postgres_command(url, file, restore=restore)
-    raise CommandError(f"the store is on a PostgreSQL server, which has its own way: {command}", Exit.USAGE)
+    raise CommandError(f"the store is on a PostgreSQL server, which has its own way; use: {command}", Exit.USAGE)

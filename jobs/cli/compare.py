@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from codistill.run_dir import RunDir
 from jobs.cli.exits import CommandError, Exit
 from jobs.cli.local import Storage, run_dir_of
-from jobs.cli.output import emit, emit_json, plain
+from jobs.cli.output import Format, emit, emit_data, emit_json, plain
 
 
 class CompareFormat(StrEnum):
@@ -20,6 +21,7 @@ class CompareFormat(StrEnum):
 
     TABLE = "table"
     JSON = "json"
+    YAML = "yaml"
     CSV = "csv"
 
 
@@ -74,6 +76,8 @@ def compare(
             emit("\n".join(map(plain, comparison.as_text().splitlines())))
         case CompareFormat.JSON:
             emit_json(comparison.as_json())
+        case CompareFormat.YAML:
+            emit_data(json.loads(json.dumps(comparison.as_json())), Format.YAML)
         case CompareFormat.CSV:
             emit(comparison.as_csv().rstrip("\n"))
     if plot is not None:
@@ -134,7 +138,7 @@ def _registered(word: str) -> tuple[RunDir, str] | None:
         if location.parent.name != "export":
             raise DataError(
                 f"model '{word}' is {location}, which is no longer where its run left it (RUN/export/REPLICA); what it"
-                " predicts on the test samples stands in the run"
+                " predicts on the test samples stands in the run: name that"
             )
         root = location.parent.parent
         return RunDir(root.parent, root.name), location.name

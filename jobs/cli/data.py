@@ -82,7 +82,7 @@ def show_data(
     else:
         emit(_described(dataset))
     if problems:
-        raise CommandError(f"data set '{name}' is damaged: {'; '.join(problems)}", Exit.UNAVAILABLE)
+        raise CommandError(f"data set '{name}' is damaged: {'; '.join(problems)}; import it again", Exit.UNAVAILABLE)
     if verify:
         say("verified: every file is what its digest says")
     return Exit.DONE

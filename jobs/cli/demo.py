@@ -195,7 +195,10 @@ def _wait_ready(url: str, process: subprocess.Popen[bytes], log_path: Path) -> N
             if process.poll() is not None or time.monotonic() > give_up:
                 lines = log_path.read_text(errors="replace").strip().splitlines()
                 last = lines[-1].removeprefix("codistill: ") if lines else f"nothing was said in {START_TIMEOUT_S:g} s"
-                raise CommandError(f"the demo's service did not start: {last}", Exit.UNAVAILABLE)
+                raise CommandError(
+                    f"the demo's service did not start: {last}; codistill doctor looks at the usual causes",
+                    Exit.UNAVAILABLE,
+                )
             time.sleep(0.2)
 
 
@@ -231,14 +234,19 @@ def _follow(client: Client, arms: Mapping[str, Sequence[str]]) -> None:
                 del open_jobs[job_id]
                 _refuse_failure(job)
         if time.monotonic() > give_up:
-            raise CommandError(f"{', '.join(open_jobs)} did not end in {JOBS_TIMEOUT_S:g} s", Exit.JOB_NOT_FINISHED)
+            raise CommandError(
+                f"{', '.join(open_jobs)} did not end in {JOBS_TIMEOUT_S:g} s; try again when less else runs",
+                Exit.JOB_NOT_FINISHED,
+            )
         time.sleep(POLL_S)
 
 
 def _refuse_failure(job: RemoteJob) -> None:
     if job.state is not State.SUCCEEDED:
         because = job.reason.message if job.reason else "no reason was given"
-        raise CommandError(f"{job.id} is {job.state}: {because}", Exit.JOB_FAILED)
+        raise CommandError(
+            f"{job.id} is {job.state}: {because}; see: codistill logs {job.id} --replica driver", Exit.JOB_FAILED
+        )
 
 
 # ---------------------------------------------------------------- report

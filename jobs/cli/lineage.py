@@ -53,7 +53,9 @@ def export(
             try:
                 client.download(job, artifact, path)
             except OSError as error:
-                raise CommandError(f"cannot write {path}: {error.strerror or error}", Exit.USAGE) from None
+                raise CommandError(
+                    f"cannot write {path}: {error.strerror or error}; name another directory", Exit.USAGE
+                ) from None
             emit(str(path))
     return Exit.DONE
 
@@ -86,5 +88,7 @@ def _inside(name: str) -> PurePosixPath:
     """A name of the service's as a path below the directory, wherever it would lead."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise CommandError(f"the service names a file {name!r}, which would lie elsewhere", Exit.UNAVAILABLE)
+        raise CommandError(
+            f"the service names a file {name!r}, which would lie elsewhere; is it ours? Use --url", Exit.UNAVAILABLE
+        )
     return path

@@ -48,7 +48,7 @@ def init(
     except FileExistsError:
         raise CommandError(f"{path} exists already; choose another name, or --force", Exit.USAGE) from None
     except OSError as error:
-        raise CommandError(f"cannot write {path}: {error.strerror}", Exit.USAGE) from None
+        raise CommandError(f"cannot write {path}: {error.strerror}; name another file", Exit.USAGE) from None
     emit(str(path))
     say(f"next: codistill validate {path} | codistill run {path}")
     return Exit.DONE
@@ -150,7 +150,9 @@ def run_dir_of(word: str, storage: Path | None) -> RunDir:
     try:
         run = RunDir(parent.absolute(), checked_id(job_id))
     except ValueError:
-        raise CommandError(f"{word} is neither a run directory nor the id of a job", Exit.USAGE) from None
+        raise CommandError(
+            f"{word} is neither a run directory nor the id of a job; --storage names where runs are", Exit.USAGE
+        ) from None
     if not run.root.is_dir():
         raise CommandError(f"there is no run {job_id} in {parent}; --storage names another place", Exit.JOB_NOT_FOUND)
     return run

@@ -1,18 +1,18 @@
-"""Verbs that look after the queue and what is left of jobs: queue, priority, delete, prune."""
+"""Verbs that look after the queue and what is left of jobs: queue, priority, usage, delete, prune."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.cli.exits import CommandError, Exit
 from jobs.cli.output import Format, emit, emit_data, say, table
-from jobs.cli.service import JobId, Url, connect, why
+from jobs.cli.service import JobId, Url, connect, since_when, why
 from jobs.status import State
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 Output = Annotated[Format, typer.Option("-o", "--output", help="How to print")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
-KEEP_LABEL = "keep"
 
 
 def queue(output: Output = Format.TABLE, url: Url = None) -> int:
@@ -61,6 +60,28 @@ def priority(
     return Exit.DONE
 
 
+def usage(
+    since: Annotated[
+        str | None, typer.Option(help="Of jobs submitted since: 90m, 36h, 7d, or a date", metavar="WHEN")
+    ] = None,
+    owner: Annotated[str | None, typer.Option(help="Of this owner alone")] = None,
+    output: Output = Format.TABLE,
+    url: Url = None,
+) -> int:
+    """CPU-hours and GPU-hours that jobs have reserved, by owner; deleted jobs count."""
+    created_from = None if since is None else since_when(since, datetime.now(UTC))
+    with connect(url) as client:
+        found = client.usage(owner=owner, created_from=created_from)
+    if output is not Format.TABLE:
+        emit_data(found, output)
+    elif found["items"]:
+        rows = [(i["owner"], i["jobs"], f"{i['cpu_hours']:.2f}", f"{i['gpu_hours']:.2f}") for i in found["items"]]
+        emit(table(("OWNER", "JOBS", "CPU-HOURS", "GPU-HOURS"), rows))
+    else:
+        say("no job has begun; codistill queue shows who waits")
+    return Exit.DONE
+
+
 def delete(job: JobId, yes: Yes = False, url: Url = None) -> int:
     """Delete a job that has ended, with its checkpoints, models and logs."""
     with connect(url) as client:
@@ -86,12 +107,12 @@ def prune(
 
     Jobs with the label `keep` stay, and those that another one goes on from.
     """
-    from jobs.retention import prunable
+    from jobs.retention import DAY_S, Past, prunable
 
-    kept = {KEEP_LABEL: None, **dict(map(_label, keep or ()))}
     with connect(url) as client:
         items = client.every()
-        ids = prunable(items, now=datetime.now(UTC), older_than=timedelta(days=days), keep=kept)
+        kept = dict(map(_label, keep or ()))
+        ids = prunable(list(map(Past.of_item, items)), now=time.time(), older_than_s=days * DAY_S, keep=kept)
         found = {item["id"]: item for item in items}
         if output is not Format.TABLE:
             emit_data([found[job_id] for job_id in ids], output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -20,9 +19,9 @@ def methods(output: Output = Format.TABLE) -> int:
     found = offered_methods()
     if output is Format.TABLE:
         emit(table(("METHOD", "PAPER", "IDEA"), [(offer.name, offer.paper, offer.idea) for offer in found]))
-        say("what each can be told: codistill schema")
+        say("what each can be told, with defaults: codistill methods -o yaml")
     else:
-        emit_data([asdict(offer) for offer in found], output)
+        emit_data([offer.as_json() for offer in found], output)
     return Exit.DONE
 
 
@@ -33,7 +32,7 @@ def recipes(output: Output = Format.TABLE) -> int:
     found = offered_recipes()
     if output is Format.TABLE:
         emit(table(("RECIPE", "WHAT"), [(offer.name, offer.idea) for offer in found]))
-        say("a recipe of your own: docs/design.md, section 7; what each can be told: codistill schema")
+        say("a recipe of your own: docs/design.md, section 7; what each can be told: codistill recipes -o yaml")
     else:
-        emit_data([{"name": offer.name, "idea": offer.idea} for offer in found], output)
+        emit_data([offer.as_json() for offer in found], output)
     return Exit.DONE

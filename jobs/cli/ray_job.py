@@ -50,7 +50,10 @@ def _connect(address: str) -> Any:
     try:
         return JobSubmissionClient(address)
     except Exception as error:
-        raise CommandError(f"no Ray dashboard answers at {address}: {_last_line(error)}", Exit.UNAVAILABLE) from error
+        raise CommandError(
+            f"no Ray dashboard answers at {address}: {_last_line(error)}; is it the address that `ray start` shows?",
+            Exit.UNAVAILABLE,
+        ) from error
 
 
 def _submit(client: Any, submission: str, spec: JobSpec, run: RunDir, fence: int) -> None:
@@ -67,7 +70,8 @@ def _submit(client: Any, submission: str, spec: JobSpec, run: RunDir, fence: int
             )
         except Exception as error:
             raise CommandError(
-                f"{address_of(client)} refused the job: {_last_line(error)}", Exit.UNAVAILABLE
+                f"{address_of(client)} refused the job: {_last_line(error)}; its own log says more, see the address",
+                Exit.UNAVAILABLE,
             ) from error
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,9 +14,6 @@ from jobs.cli.output import Format, emit, emit_data, plain, say, table
 from jobs.cli.price import price_lines
 from jobs.cli.service import JobId, Url, connect, describe, labels_of, since_when, tell_end, why
 from jobs.status import State
-
-if TYPE_CHECKING:
-    from jobs.client import Client
 
 Output = Annotated[Format, typer.Option("-o", "--output", help="How to print")]
 
@@ -98,27 +94,18 @@ def logs(
 ) -> int:
     """What a replica of a job, or its driver, has written."""
     with connect(url) as client:
-        text, offset = client.logs(job, replica=replica, tail=tail)
-        _write(text)
-        if not text and not follow:
-            say(f"{replica} has written nothing yet; codistill show {job} says how far the job is")
         if follow:
-            _follow_log(client, job, replica, offset)
+            try:
+                client.follow_logs(job, _write, replica=replica, tail=tail)
+            except KeyboardInterrupt:
+                say(f"\nno longer following; the job goes on. To end it: codistill cancel {job}")
+                raise
+            return Exit.DONE
+        text, _ = client.logs(job, replica=replica, tail=tail)
+        _write(text)
+        if not text:
+            say(f"{replica} has written nothing yet; codistill show {job} says how far the job is")
     return Exit.DONE
-
-
-def _follow_log(client: Client, job: str, replica: str, offset: int) -> None:
-    try:
-        while True:
-            ended = client.show(job).ended
-            text, offset = client.logs(job, replica=replica, offset=offset)
-            _write(text)
-            if ended and not text:
-                return
-            time.sleep(0.5)
-    except KeyboardInterrupt:
-        say(f"\nno longer following; the job goes on. To end it: codistill cancel {job}")
-        raise
 
 
 def _write(text: str) -> None:
@@ -137,7 +124,7 @@ def wait(
         try:
             ended = client.wait(job, timeout_s=timeout)
         except TimeoutError as error:
-            raise CommandError(str(error), Exit.JOB_NOT_FINISHED) from None
+            raise CommandError(f"{error}; wait again, or see: codistill show {job}", Exit.JOB_NOT_FINISHED) from None
     tell_end(ended)
     return exit_of(ended.state)
 

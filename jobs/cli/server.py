@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jobs.callers import Token
     from jobs.head import Head, HeadSize
     from jobs.log_lines import LogFormat
-    from jobs.serve_settings import Listen
+    from jobs.serve_settings import Listen, Settings
 
 READY_TIMEOUT_S = 60.0
 HEAD_CHECK_S = 1.0
@@ -51,24 +51,31 @@ def serve(
     ] = None,
     cpus: Annotated[float | None, typer.Option(min=1, help="CPUs for jobs [default: all of this machine]")] = None,
     object_store_mb: Annotated[int, typer.Option(min=100, help="Memory for snapshots on their way")] = 1024,
+    keep_days: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, help="Delete jobs that ended so many days ago, but for those labelled 'keep' [default: keep all]"
+        ),
+    ] = None,
 ) -> int:
     """Run the job service. Ctrl-C ends the service, not the jobs; `codistill down` ends all."""
     from jobs.cli.local import require_cluster
 
     require_cluster("serve")
     from jobs import head as heads
+    from jobs.serve_settings import Settings
 
     directory = _prepare_storage(storage)
-    _log_format()
     listen = _listen(host, port, host_name or (), tokens=tokens)
+    settings = Settings(database_url(), str(directory), str(data_home()), listen, _log_format(), keep_days)
     with heads.only_one(home()):
         _check_store(needs_token=listen.needs_token)
         if on is None:
             size = heads.HeadSize(cpus or float(os.cpu_count() or 1), object_store_bytes=object_store_mb << 20)
             own, moved = _own_head(size, port)
-            return _serve_on(own.address, listen, directory, restart=moved, own=own)
+            return _serve_on(own.address, settings, restart=moved, own=own)
         _refuse_silent(on)
-        return _serve_on(on, listen, directory, restart=False, own=None)
+        return _serve_on(on, settings, restart=False, own=None)
 
 
 def _log_format() -> LogFormat:
@@ -174,18 +181,22 @@ def _refuse_silent(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=3).close()
     except (OSError, OverflowError) as error:
-        raise CommandError(f"no Ray cluster answers at {address}: {error}", Exit.UNAVAILABLE) from None
+        raise CommandError(
+            f"no Ray cluster answers at {address}: {error}; start one there with: ray start --head", Exit.UNAVAILABLE
+        ) from None
 
 
-def _serve_on(address: str, listen: Listen, storage: Path, *, restart: bool, own: Head | None) -> int:
+def _serve_on(address: str, settings: Settings, *, restart: bool, own: Head | None) -> int:
     from jobs import serve as service
     from jobs.head import service_dir
-    from jobs.serve_settings import Settings
 
+    listen = settings.listen
     try:
         service.attach(address, service_dir(home()))
     except Exception as error:
-        message = f"cannot attach to a Ray cluster at {address}: {_last_line(error)}"
+        message = (
+            f"cannot attach to a Ray cluster at {address}: {_last_line(error)}; codistill doctor compares versions"
+        )
         raise CommandError(message, Exit.UNAVAILABLE) from error
     ended = threading.Event()
     interrupted = threading.Event()
@@ -197,10 +208,10 @@ def _serve_on(address: str, listen: Listen, storage: Path, *, restart: bool, own
         service.withdraw()
     if own is None:
         _refuse_taken(listen.port)
-    service.deploy(Settings(database_url(), str(storage), str(data_home()), listen, _log_format()))
+    service.deploy(settings)
     _wait_ready(listen.own_url, ended)
     if not ended.is_set():
-        say(f"codistill serves at {listen.own_url}; run directories in {storage}")
+        say(f"codistill serves at {listen.own_url}; run directories in {settings.storage}")
         say("next: codistill submit SPEC | codistill list")
     _until_ended(ended, own)
     service.withdraw()

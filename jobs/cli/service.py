@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,6 +64,7 @@ def describe(job: RemoteJob) -> str:
         *([f"because: {plain(job.reason.message)} [{job.reason.code}]"] if job.reason else []),
         *(["degraded: some replicas failed"] if status["degraded"] else []),
         *price_lines(job.value["estimate"], (job.value["result"] or {}).get("took")),
+        *deadlines(job.value),
         "",
         replica_table(status["replicas"]),
         "",
@@ -73,6 +74,15 @@ def describe(job: RemoteJob) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def deadlines(value: Mapping[str, Any]) -> list[str]:
+    """By when a job has to begin and to end, and what it has reserved until now, where there is anything to say."""
+    limits = value["deadlines"]
+    by = [f"{what} by {limits[key]}" for what, key in (("first step", "start_by"), ("end", "end_by")) if limits[key]]
+    used = value["usage"]
+    reserved = f"reserved: {used['cpu_hours']:.2f} CPU-hours, {used['gpu_hours']:.2f} GPU-hours"
+    return ([f"deadlines: {', '.join(by)}"] if by else []) + ([reserved] if value["started_at"] else [])
 
 
 def replica_table(replicas: list[dict[str, Any]]) -> str:

@@ -40,7 +40,9 @@ def create(
 ) -> int:
     """Make a token and print it: this once, since only a digest is kept."""
     if not ID_PATTERN.fullmatch(owner):
-        raise CommandError(f"{owner!r}: an owner has lower-case letters, digits and hyphens, 63 at most", Exit.USAGE)
+        raise CommandError(
+            f"{owner!r}: an owner has lower-case letters, digits and hyphens, 63 at most; use e.g. team-a", Exit.USAGE
+        )
     lifetime_s = None if days is None else days * DAY_S
     if to is not None:
         made, text = _create_in(to, owner, scope, lifetime_s)

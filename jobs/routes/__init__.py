@@ -15,6 +15,7 @@ from jobs.problems import PROBLEM_TYPE, install_problem_handlers
 from jobs.routes import shapes
 from jobs.routes.artifacts import artifact_routes
 from jobs.routes.backend import Backend
+from jobs.routes.catalogue import catalogue_routes
 from jobs.routes.events import event_routes
 from jobs.routes.facts import fact_routes
 from jobs.routes.lineage import lineage_routes
@@ -47,6 +48,7 @@ def build_api(backend: Backend) -> FastAPI:
         record_routes,
         event_routes,
         artifact_routes,
+        catalogue_routes,
         fact_routes,
     ):
         app.include_router(routes(backend))
@@ -56,4 +58,15 @@ def build_api(backend: Backend) -> FastAPI:
     app.include_router(prometheus_routes(backend, requests))
     app.add_middleware(Door, rules=backend.rules, find_token=backend.store.accounts.find)
     app.add_middleware(Latency, registry=requests)
+    make_document = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make_document()
+        # FastAPI leaves out what is null, in examples too, which then do not fit.
+        for name, examples in shapes.examples_of_all().items():
+            if name in document["components"]["schemas"]:
+                document["components"]["schemas"][name]["examples"] = examples
+        return document
+
+    app.openapi = openapi
     return app

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from codistill.capacity import Node
+from codistill.data.home import data_home
 from codistill.run_dir import ID_PATTERN, RunDir
 from codistill.spec import JobSpec
 from jobs.callers import Caller, Scope
@@ -52,6 +52,8 @@ class Backend:
     events: EventTimes = field(default_factory=EventTimes)
     facts: Callable[[JobSpec], Facts | str] = nobody_asked
     """What a spec trains, sends and takes, or why that is not known."""
+    data_home: Path = field(default_factory=data_home)
+    """Where the data sets are."""
 
     def run_of(self, job: Job) -> RunDir:
         return RunDir(self.storage, job.id)
@@ -66,7 +68,7 @@ class Backend:
     def show(self, job: Job) -> dict[str, Any]:
         """Everything known about it."""
         place = self.places().get(job.id) if job.state is State.QUEUED else None
-        return full(job, self.store.transitions(job.id), self.run_of(job), time.time(), place)
+        return full(job, self.store.transitions(job.id), self.run_of(job), self.store.now(), place)
 
     def summaries(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         places = self.places() if any(job.state is State.QUEUED for job in jobs) else {}
@@ -87,7 +89,7 @@ def writer_of(request: Request) -> Caller:
     """The same, if they may change something. Raises `ApiProblem`."""
     caller = caller_of(request)
     if not caller.scope.includes(Scope.WRITE):
-        detail = f"this needs a token of scope '{Scope.WRITE}', and the one sent has '{caller.scope}'"
+        detail = f"this needs a token of scope '{Scope.WRITE}', the one sent has '{caller.scope}'; use another"
         raise ApiProblem(403, "scope", detail)
     return caller
 

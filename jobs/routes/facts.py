@@ -30,7 +30,7 @@ def fact_routes(backend: Backend) -> APIRouter:
         if not backend.store.lease.is_held():
             raise ApiProblem(503, "no_manager", "no manager is at work yet; try again in a few seconds")
         if not backend.nodes():
-            raise ApiProblem(503, "no_nodes", "the cluster has no living node that takes jobs")
+            raise ApiProblem(503, "no_nodes", "the cluster has no living node that takes jobs; see: ray status")
         return {"status": "ready"}
 
     @router.get("/version", response_model=shapes.Version)

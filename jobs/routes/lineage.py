@@ -19,7 +19,7 @@ from jobs.problems import ApiProblem
 from jobs.routes import shapes
 from jobs.routes.backend import Backend, Reader, Writer
 from jobs.routes.pricing import price_of
-from jobs.routes.submission import Key, add, digest_of, read_body, refuse_impossible
+from jobs.routes.submission import Key, add, digest_of, read_body, refuse_impossible, refuse_unknown_teacher
 from jobs.status import TERMINAL
 from jobs.storage import check_storage
 from jobs.store import Submission
@@ -99,6 +99,7 @@ def _checked(
     except SpecError as error:
         raise ApiProblem(422, "bad_changes", str(error), error.problems) from None
     refuse_impossible(spec, backend)
+    refuse_unknown_teacher(spec, backend, caller)
     try:
         reached = find_legacy(backend.run_of(parent), before, spec).steps()
     except NothingToGoOnFrom as error:
@@ -114,4 +115,6 @@ def _changes(body: bytes) -> dict[str, Any]:
     except ValidationError as error:
         problems = [Problem(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()]
         says = "; ".join(map(str, problems))
-        raise ApiProblem(422, "bad_changes", f'{says}; the body is {{"changes": {{...}}}}', problems) from None
+        raise ApiProblem(
+            422, "bad_changes", f'{says}; the body is {{"changes": {{...}}}}: send that', problems
+        ) from None

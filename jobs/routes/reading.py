@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 
+from codistill.spec import NAME_PATTERN
 from codistill.spec_errors import Problem
 from jobs.problems import ApiProblem
 from jobs.queue import in_turn
@@ -15,13 +16,14 @@ from jobs.routes import shapes
 from jobs.routes.backend import Backend, Reader
 from jobs.status import RESERVING, State
 from jobs.store import Filter
+from jobs.views import rfc3339
 
 MAX_INTEGER = 2**63 - 1
 """What a database and a table can compare with."""
 
 
 def reading_routes(backend: Backend) -> APIRouter:
-    """List, show, queue."""
+    """List, show, queue, usage."""
     router = APIRouter(prefix="/api/v1", tags=["jobs"])
 
     @router.get("/jobs", response_model=shapes.JobPage)
@@ -73,6 +75,22 @@ def reading_routes(backend: Backend) -> APIRouter:
             {"id": job.id, "name": job.name, "priority": job.priority, "position": places[job.id]} for job in seen
         ]
         return JSONResponse({"items": items, "waiting": len(queued), "total": total, "reserved": reserved})
+
+    @router.get("/usage", response_model=shapes.Usages)
+    def usage(  # pyright: ignore[reportUnusedFunction]
+        caller: Reader,
+        owner: Annotated[str | None, Query(max_length=63, pattern=NAME_PATTERN)] = None,
+        created_from: datetime | None = None,
+        created_before: datetime | None = None,
+    ) -> JSONResponse:
+        """CPU-hours and GPU-hours that jobs submitted in that time have reserved until now, by owner; jobs that have
+        been deleted since count."""
+        found = backend.store.usage(
+            owner if caller.sees is None else caller.sees,
+            created_from=_seconds(created_from),
+            created_before=_seconds(created_before),
+        )
+        return JSONResponse({"items": [one.as_json() for one in found], "as_of": rfc3339(backend.store.now())})
 
     return router
 

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from codistill.capacity import demand_of, shortage
-from codistill.spec import JobSpec, MemoryTransport
+from codistill.spec import JobSpec, MemoryTransport, OfJob
 from codistill.spec_errors import Problem, SpecError, parse_spec
 from jobs.callers import Caller
 from jobs.door import too_often
@@ -63,7 +63,7 @@ def submission_routes(backend: Backend) -> APIRouter:
     async def validate(request: Request, caller: Reader) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         """Check a spec as submitting it would, and answer with every default filled in and what it will take."""
         body = await read_body(request)
-        spec = await asyncio.to_thread(accepted, backend, body)
+        spec = await asyncio.to_thread(accepted, backend, caller, body)
         price = await asyncio.to_thread(price_of, backend, caller, spec)
         return JSONResponse({"spec": spec.model_dump(mode="json"), "estimate": price})
 
@@ -77,11 +77,15 @@ def submission_routes(backend: Backend) -> APIRouter:
         """Change the priority of a job that waits."""
         job = backend.find(caller, job_id)
         if job.state is not State.QUEUED:
-            raise ApiProblem(409, "not_queued", f"the job is {job.state}; only of one that is QUEUED it matters")
+            raise ApiProblem(
+                409,
+                "not_queued",
+                f"the job is {job.state}; only of one that is QUEUED it matters; give the next one another",
+            )
         try:
             return JSONResponse(backend.show(backend.store.set_priority(job, wanted.priority, by=caller)))
         except LostRace:
-            raise ApiProblem(409, "not_queued", "the job has just been admitted") from None
+            raise ApiProblem(409, "not_queued", "the job has just been admitted; GET it to see how it is") from None
 
     @router.delete("/jobs/{job_id}", status_code=204)
     def delete(job_id: str, caller: Writer) -> Response:  # pyright: ignore[reportUnusedFunction]
@@ -92,9 +96,11 @@ def submission_routes(backend: Backend) -> APIRouter:
         try:
             backend.store.delete(job, by=caller)
         except LostRace:
-            raise ApiProblem(404, "no_such_job", "the job has just been deleted") from None
+            raise ApiProblem(
+                404, "no_such_job", "the job has just been deleted; GET /api/v1/jobs lists those that are there"
+            ) from None
         except StillNeeded as error:
-            raise ApiProblem(409, "still_needed", f"{error}; cancel that one first, or wait until it runs") from None
+            raise ApiProblem(409, "still_needed", f"{error}; cancel that one first, or wait for it") from None
         shutil.rmtree(backend.run_of(job).root, ignore_errors=True)
         return Response(status_code=204)
 
@@ -107,19 +113,20 @@ async def read_body(request: Request) -> bytes:
 
 
 def _submit(backend: Backend, caller: Caller, body: bytes, key: str | None) -> dict[str, Any]:
-    spec = accepted(backend, body)
+    spec = accepted(backend, caller, body)
     check_storage(backend.storage)
     price = price_of(backend, caller, spec)
     return backend.show(add(backend, Submission(spec, caller, key=key, digest=digest_of(spec), estimate=price)))
 
 
-def accepted(backend: Backend, body: bytes) -> JobSpec:
-    """The spec that `body` is, if this service could ever run it. Raises `ApiProblem`."""
+def accepted(backend: Backend, caller: Caller, body: bytes) -> JobSpec:
+    """The spec that `body` is, if this service could ever run it for the caller. Raises `ApiProblem`."""
     try:
         spec = parse_spec(body)
     except SpecError as error:
         raise ApiProblem(422, "bad_spec", str(error), error.problems) from None
     refuse_impossible(spec, backend)
+    refuse_unknown_teacher(spec, backend, caller)
     return spec
 
 
@@ -130,9 +137,9 @@ def add(backend: Backend, asked: Submission) -> Job:
     except KeyConflict as error:
         raise ApiProblem(422, "idempotency_conflict", f"Idempotency-Key: {error}; send another key") from None
     except QueueFull as error:
-        raise too_often(str(error), QUEUE_RETRY_S, code="queue_full") from None
+        raise too_often(f"{error}; wait, or cancel one", QUEUE_RETRY_S, code="queue_full") from None
     except ParentGone as error:
-        raise ApiProblem(404, "no_such_job", str(error)) from None
+        raise ApiProblem(404, "no_such_job", f"{error}; submit its spec as a new job") from None
 
 
 def digest_of(spec: JobSpec, *more: str | None) -> str:
@@ -153,6 +160,18 @@ def refuse_impossible(spec: JobSpec, backend: Backend) -> None:
     if short is not None:
         problem = Problem("replicas", f"{short}; lower replicas.count, replicas.cpus or replicas.gpus, or add nodes")
         raise ApiProblem(422, "never_fits", str(problem), [problem])
+
+
+def refuse_unknown_teacher(spec: JobSpec, backend: Backend, caller: Caller) -> None:
+    """Raise `ApiProblem` where a spec names the model of a job that the caller does not see: whose it is otherwise is
+    not told. Whoever sees all may also name a run that was put into the storage by hand."""
+    teacher = getattr(spec.method, "teacher", None)
+    if not isinstance(teacher, OfJob) or caller.sees is None:
+        return
+    job = backend.store.get(teacher.job)
+    if job is None or job.owner != caller.sees:
+        problem = Problem("method.teacher.job", "there is no such job; GET /api/v1/models lists those that can teach")
+        raise ApiProblem(422, "bad_spec", str(problem), [problem])
 
 
 def cancel_job(backend: Backend, caller: Caller, job_id: str) -> Job:

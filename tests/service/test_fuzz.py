@@ -29,7 +29,7 @@ from jobs.store import Store
 from tests.stores import new_store
 from tests.unit.jobs.fakes import spec
 
-CASES, CASES_PER_ROUTE = 3000, 120
+CASES, CASES_PER_ROUTE = 3000, 90
 HEADERS = {"Host": "localhost"}
 CHECKS = [
     not_a_server_error,
@@ -46,7 +46,8 @@ class World:
         (root / "runs").mkdir()
         self.store = Store.open(new_store(root))
         look_once = EventTimes(poll_s=0.0, stream_s=0.0)
-        self.app = build_api(Backend(self.store, root / "runs", lambda: [Node(64.0, 8.0)], events=look_once))
+        nodes, data = [Node(64.0, 8.0)], root / "data"
+        self.app = build_api(Backend(self.store, root / "runs", lambda: nodes, events=look_once, data_home=data))
         self.store.lease.acquire("fuzz", 1e9)
         self.ids = [self.store.create(spec(name=name, labels={"team": "a"})).id for name in ("waits", "ended", "runs")]
         self.move(self.ids[1], State.CANCELLED)

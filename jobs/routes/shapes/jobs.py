@@ -107,6 +107,29 @@ class Change(BaseModel):
     time: datetime
 
 
+_DEADLINES = {"start_by": None, "end_by": None}
+_USAGE = {"cpu_hours": 0.0, "gpu_hours": 0.0}
+
+
+class Deadlines(BaseModel):
+    """When a job is ended unless it has begun, or whatever it does; null where that cannot happen now."""
+
+    model_config = example({"start_by": None, "end_by": "2026-11-02T09:31:00.000Z"})
+
+    start_by: datetime | None
+    """For the first step of every replica, while an attempt starts."""
+    end_by: datetime | None
+
+
+class JobUsage(BaseModel):
+    """What a job has reserved, from the beginning of its first attempt until its end, or until now."""
+
+    model_config = example({"cpu_hours": 1.5, "gpu_hours": 0.0})
+
+    cpu_hours: float
+    gpu_hours: float
+
+
 _FULL = {
     **_STATUS, "fence": 0, "degraded": False, "transitions": [],
     "progress": {"phase": None, "completed": 0, "total": 1200, "unit": "steps"},
@@ -129,12 +152,16 @@ class FullStatus(ShortStatus):
     transitions: list[Change]
 
 
+_JOB = {
+    **_SUMMARY, "status": _FULL, "spec": SPEC_EXAMPLE, "estimate": ESTIMATE_EXAMPLE, "deadlines": _DEADLINES,
+    "usage": _USAGE, "result": None,
+}  # fmt: skip
+
+
 class Job(BaseModel):
     """A job."""
 
-    model_config = example(
-        {**_SUMMARY, "status": _FULL, "spec": SPEC_EXAMPLE, "estimate": ESTIMATE_EXAMPLE, "result": None}
-    )
+    model_config = example(_JOB)
 
     id: str
     name: str
@@ -151,6 +178,8 @@ class Job(BaseModel):
     spec: dict[str, Any]
     estimate: Estimate | None
     """Told when it was submitted; None for jobs of before there were estimates."""
+    deadlines: Deadlines
+    usage: JobUsage
     result: dict[str, Any] | None
     """How it ended, with what it `took` beside the estimate."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from pydantic import BaseModel
 
 from jobs.routes.shapes.examples import EXAMPLE_ID, example
@@ -42,6 +44,33 @@ class Room(BaseModel):
 
     cpus: float
     gpus: float
+
+
+class OwnersUsage(BaseModel):
+    """What the jobs of an owner have reserved."""
+
+    model_config = example({"owner": "local", "jobs": 12, "cpu_hours": 48.5, "gpu_hours": 0.0})
+
+    owner: str
+    jobs: int
+    """That have begun."""
+    cpu_hours: float
+    gpu_hours: float
+
+
+class Usages(BaseModel):
+    """Of each owner that the caller sees."""
+
+    model_config = example(
+        {
+            "items": [{"owner": "local", "jobs": 12, "cpu_hours": 48.5, "gpu_hours": 0.0}],
+            "as_of": "2026-11-01T09:30:00.000Z",
+        }
+    )
+
+    items: list[OwnersUsage]
+    as_of: datetime
+    """Until when jobs that still hold their reservation count."""
 
 
 class Queue(BaseModel):

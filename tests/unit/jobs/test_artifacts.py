@@ -217,7 +217,7 @@ def test_the_client_writes_whole_files_and_checks_them(tmp_path: Path) -> None:
             assert got == set(LEFT)
             model: dict[str, Any] = next(dict(a) for a in client.artifacts(job_id) if a["sha256"])
             assert (tmp_path / "got" / model["name"]).read_bytes() == (run.root / LEFT[model["name"]]).read_bytes()
-            with pytest.raises(DownloadDiffers, match="download it again"):
+            with pytest.raises(DownloadDiffers, match="try again"):
                 client.download(job_id, {**model, "sha256": "0" * 64}, tmp_path / "bad" / "model")
             assert os.listdir(tmp_path / "bad") == []
     finally:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import jobs.cli
 from jobs.cli.exits import Exit
@@ -50,6 +51,8 @@ def test_bare_runs_are_grouped_by_their_spec(storage: Path, capsys: pytest.Captu
     gain = next(one for one in values["differences"] if one["metric"] == "log_loss")
     assert gain["interval"]["mean"] == pytest.approx((np.log(0.6 / 0.8) + np.log(0.65 / 0.87)) / 2)
     assert gain["verdict"] == "better"
+    _, out, _ = call(capsys, storage, "a-1", "t-1", str(storage / "t-2"), "a-2", "-o", "yaml")
+    assert yaml.safe_load(out) == values
 
 
 def test_named_arms_options_and_csv(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:

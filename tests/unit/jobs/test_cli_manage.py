@@ -19,7 +19,7 @@ from jobs.cli.exits import CommandError
 from jobs.cli.service import labels_of, since_when
 from jobs.client import Client, ServiceRefused
 from jobs.job import Reason
-from jobs.retention import is_kept, prunable
+from jobs.retention import DAY_S, Past, is_kept, prunable
 from jobs.status import State
 from jobs.store import Submission
 from tests.unit.jobs.test_cli import Server
@@ -129,6 +129,27 @@ def test_prune_waits_where_the_service_asks_for_it(monkeypatch: pytest.MonkeyPat
     assert (asked, slept) == (["a", "b", "b", "c", "d", "e"], [6.0])
 
 
+def test_usage_is_printed_by_owner(service: Server, call: Call) -> None:
+    code, out, err = call("usage")
+    assert (code, out) == (0, "")
+    assert "codistill queue" in err
+    job = service.store.create(JobSpec(replicas={"count": 2}))  # type: ignore[arg-type]
+    service.move(job.id, State.ADMITTED, State.STARTING, State.RUNNING)
+    code, out, _ = call("usage")
+    assert [line.split() for line in out.splitlines()] == [
+        ["OWNER", "JOBS", "CPU-HOURS", "GPU-HOURS"],
+        ["local", "1", "0.00", "0.00"],
+    ]
+    found = json.loads(call("usage", "-o", "json", "--since", "1d", "--owner", "local")[1])
+    assert found["items"][0]["jobs"] == 1
+    assert 0 < found["items"][0]["cpu_hours"] < 0.1
+    assert json.loads(call("usage", "-o", "json", "--owner", "bob")[1])["items"] == []
+    assert call("usage", "--since", "yesterday")[0] == 2
+    shown = call("show", job.id)[1]
+    assert "deadlines: end by 20" in shown
+    assert "reserved: 0.00 CPU-hours, 0.00 GPU-hours" in shown
+
+
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 
@@ -151,7 +172,8 @@ def item(job_id: str, days: float | None, *, parent: str | None = None, **labels
     ],
 )
 def test_what_may_go(items: list[dict[str, Any]], found: list[str]) -> None:
-    assert prunable(items, now=NOW, older_than=timedelta(days=10), keep={"keep": None, "team": "a"}) == found
+    jobs = list(map(Past.of_item, items))
+    assert prunable(jobs, now=NOW.timestamp(), older_than_s=10 * DAY_S, keep={"team": "a"}) == found
 
 
 def test_a_label_keeps_with_any_value_or_with_one() -> None:

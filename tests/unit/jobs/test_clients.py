@@ -23,7 +23,7 @@ def methods(kind: type) -> dict[str, Any]:
 def test_both_have_the_same_methods_with_the_same_parameters() -> None:
     plain, waiting = methods(Client), methods(AsyncClient)
     assert plain.keys() == waiting.keys()
-    assert len(plain) >= 18
+    assert len(plain) >= 28
     for name, method in plain.items():
         there = inspect.signature(waiting[name])
         # Compared as text: a default that is a function is another one there.
@@ -74,6 +74,17 @@ SAID = [
     ("set_priority", ("j", 3), {}, [(200, JOB)], [("PATCH", "/api/v1/jobs/j")]),
     ("delete", ("j",), {}, [(204, "")], [("DELETE", "/api/v1/jobs/j")]),
     ("queue", (), {}, [(200, {})], [("GET", "/api/v1/queue")]),
+    (
+        "usage",
+        (),
+        {"owner": "ann", "created_from": "2026-11-01"},
+        [(200, {"items": []})],
+        [("GET", "/api/v1/usage?owner=ann&created_from=2026-11-01")],
+    ),
+    ("methods", (), {}, [(200, {"items": [1]})], [("GET", "/api/v1/methods")]),
+    ("recipes", (), {}, [(200, {"items": [1]})], [("GET", "/api/v1/recipes")]),
+    ("datasets", (), {}, [(200, {"items": [], "unreadable": []})], [("GET", "/api/v1/datasets")]),
+    ("models", (), {"cursor": 7}, [(200, {"items": []})], [("GET", "/api/v1/models?limit=50&cursor=7")]),
     ("validate", ({},), {}, [(200, {})], [("POST", "/api/v1/jobs:validate")]),
     ("logs", ("j",), {"tail": 2}, [(200, "ab")], [("GET", "/api/v1/jobs/j/logs?replica=replica-0&tail=2")]),
     (

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from jobs.figures import Facts, Room, replica_figures, service_figures
 from jobs.latency import Latency
+from jobs.usage import Usage
 from tests.unit.jobs.fakes import beat
 
 ROOT = Path(__file__).parents[3]
@@ -24,7 +25,8 @@ LABELS_OF_PROMETHEUS = {"le", "job", "quantile"}
 
 def offered() -> dict[str, set[str]]:
     """Names of figures, and their labels."""
-    facts = Facts(waiting_by_owner={"a": 1}, waits_s=[1.0], ended_by_cause={"b": 1}, round_age_s=1.0)
+    usage = [Usage("a", 1, 1.0, 1.0)]
+    facts = Facts(waiting_by_owner={"a": 1}, waits_s=[1.0], ended_by_cause={"b": 1}, round_age_s=1.0, usage=usage)
     families = [
         *service_figures(facts, Room(1, 1.0, 1.0, 1.0, 1.0), "0"),
         *replica_figures({"a": {"replica-0": beat()}}, 0.0),

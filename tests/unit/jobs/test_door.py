@@ -117,6 +117,25 @@ def test_no_route_tells_one_tenant_of_the_other(guarded: Guarded) -> None:
     assert (found.state, found.priority) == (State.QUEUED, 0)
 
 
+def test_nobody_learns_from_a_job_of_another(guarded: Guarded) -> None:
+    """Neither its model nor that there is one."""
+    job = guarded.submit("ann")
+
+    def taught_by(who: str, teacher: str, path: str = "/api/v1/jobs") -> Any:
+        method = {"kind": "knowledge_distillation", "teacher": {"kind": "job", "job": teacher}}
+        token = guarded.tokens.get(who) or guarded.token(who, Scope.ADMIN)
+        return guarded.ask("POST", path, token, json={**PAIR, "method": method, "replicas": {"count": 1}})
+
+    theirs, none = (taught_by("bob", teacher) for teacher in (job, "pair-aaaaaa"))
+    assert theirs.status_code == none.status_code == 422
+    assert theirs.json()["errors"][0]["path"] == "method.teacher.job"
+    assert theirs.json()["detail"] == none.json()["detail"]
+    assert taught_by("bob", job, "/api/v1/jobs:validate").status_code == 422
+    assert taught_by("ann", job).status_code == 202
+    assert taught_by("root", job).status_code == 202
+    assert taught_by("root", "put-there-by-hand").status_code == 202
+
+
 def test_a_scope_allows_what_it_says(guarded: Guarded) -> None:
     job = guarded.submit("ann")
     reader, admin = guarded.token("ann", Scope.READ), guarded.token("root", Scope.ADMIN)

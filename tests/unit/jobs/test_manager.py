@@ -17,7 +17,7 @@ from jobs.job import Job, Reason
 from jobs.manager import Manager
 from jobs.manager_loop import ManagerLoop
 from jobs.status import TERMINAL, State
-from jobs.store import Store
+from jobs.store import Store, Submission
 from tests.stores import new_store
 from tests.unit.jobs.fakes import Clock, FakeRunner, spec
 
@@ -225,6 +225,70 @@ def test_one_bad_job_does_not_hold_up_the_others(world: World, caplog: pytest.Lo
     assert world.job(second).state is State.STARTING
     assert world.job(first).state in {State.FAILED, State.ADMITTED}
     caplog.clear()
+
+
+def old_jobs(world: World) -> dict[str, str]:
+    """Jobs that ended at 1,000 s, a second apart, each with a directory; and others that are to stay."""
+    found: dict[str, str] = {}
+    for name, labels, ends in (
+        ("first", {}, True), ("kept", {"keep": "yes"}, True), ("second", {}, True), ("third", {}, True),
+        ("alive", {}, False),
+    ):  # fmt: skip
+        found[name] = world.submit(name=name, labels=labels)
+        (world.storage / found[name] / "export").mkdir(parents=True)
+        if ends:
+            world.clock.now += 1.0
+            world.store.move(world.job(found[name]), State.CANCELLED)
+    return found
+
+
+def test_what_ended_long_ago_goes_one_a_round_and_oldest_first(world: World) -> None:
+    world.nodes = []
+    jobs = old_jobs(world)
+    world.manager = Manager(world.store, world.runner, world.storage, lambda: world.nodes, world.clock, keep_days=2.0)
+    gone: list[str] = []
+
+    def tick(seconds: float = 0.0) -> list[str]:
+        world.tick(seconds)
+        gone.extend(name for name, one in jobs.items() if world.store.get(one) is None and name not in gone)
+        return gone
+
+    # first ended 3 s ago; it is due half a second after this look.
+    assert tick(2 * 86_400.0 - 3.5) == []
+    assert tick(0.6) == [], "a manager looks every ten minutes"
+    assert tick(599.5) == ["first"]
+    assert tick() == ["first", "second"]
+    assert tick() == ["first", "second", "third"]
+    assert tick(1e6) == ["first", "second", "third"]
+    assert sorted(path.name for path in world.storage.iterdir()) == sorted([jobs["kept"], jobs["alive"]])
+    rows = world.store.audit(jobs["first"])
+    assert [(row.action, row.owner) for row in rows] == [("submit", "local"), ("retention", "service")]
+
+
+def test_by_default_nothing_goes(world: World) -> None:
+    world.nodes = []
+    jobs = old_jobs(world)
+    world.tick(1e9)
+    assert all(world.store.get(one) for one in jobs.values())
+
+
+def test_what_another_job_needs_stays(world: World) -> None:
+    world.nodes = []
+    jobs = old_jobs(world)
+    world.store.submit(Submission(spec(), parent=jobs["first"]))
+    teacher = {"kind": "knowledge_distillation", "teacher": {"kind": "job", "job": jobs["second"]}}
+    student = world.submit(method=teacher, replicas={"count": 1})
+    world.manager = Manager(world.store, world.runner, world.storage, lambda: world.nodes, world.clock, keep_days=2.0)
+    for _ in range(3):
+        world.tick(1e6)
+    assert world.store.get(jobs["first"]) is not None, "a job goes on from it"
+    assert world.store.get(jobs["second"]) is not None, "a job that waits learns from it"
+    assert world.store.get(jobs["third"]) is None
+    assert (world.storage / jobs["second"]).is_dir()
+    world.store.move(world.job(student), State.CANCELLED)
+    for _ in range(3):
+        world.tick(601.0)
+    assert world.store.get(jobs["second"]) is None
 
 
 def test_the_loop_brings_a_job_to_its_end_and_passes_the_lease_on(tmp_path: Path) -> None:
