@@ -66,7 +66,7 @@ def save(directory: Path, checkpoint: Checkpoint, *, keep: int = KEEP) -> Path:
         _sync_directory(directory)
     except (OSError, SafetensorError, StorageError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise StorageError(f"cannot write checkpoint {final}: {error}") from error
+        raise StorageError(f"cannot write checkpoint {final}: {error}; is there room and permission?") from error
     for old in _names(directory)[:-keep]:
         shutil.rmtree(directory / old, ignore_errors=True)
     return final

@@ -67,5 +67,5 @@ def write_export(
         temporary.rename(directory)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise StorageError(f"cannot write the export {directory}: {error}") from error
+        raise StorageError(f"cannot write the export {directory}: {error}; is there room and permission?") from error
     return directory

@@ -30,17 +30,19 @@ def exported_model(source: OfJob | RegisteredModel, storage: Path, student: Reci
         choice = TypeAdapter[RecipeChoice](RecipeChoice).validate_python(read_json(directory / RECIPE_FILE))
     except ValueError as error:
         raise DataError(
-            f"{directory} does not say what its model is: {RECIPE_FILE} is missing or damaged ({error})"
+            f"{directory} does not say what its model is ({RECIPE_FILE}: {error}); name another teacher"
         ) from error
     teacher = recipe_of(choice)
     if (problem := mismatch(teacher, student)) is not None:
-        raise DataError(f"the teacher in {directory} {problem}")
+        raise DataError(f"the teacher in {directory} {problem}: choose another")
     _check_digests(directory)
     model = teacher.build_model()
     try:
         load_model(model, directory / "model.safetensors")
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise DataError(f"the weights in {directory} do not fit the model of its {RECIPE_FILE}: {error}") from error
+        raise DataError(
+            f"the weights in {directory} do not fit the model of its {RECIPE_FILE}: {error}; name another teacher"
+        ) from error
     return model
 
 
@@ -58,7 +60,7 @@ def _check_digests(directory: Path) -> None:
     manifest = read_json(directory / "manifest.json") or {}
     for name, digest in manifest.get("sha256", {}).items():
         if hashlib.sha256((directory / name).read_bytes()).hexdigest() != digest:
-            raise DataError(f"{name} in {directory} is not what its manifest says; export the model again")
+            raise DataError(f"{name} in {directory} is not what its manifest says; name another teacher")
 
 
 def _directory(source: OfJob | RegisteredModel, storage: Path) -> Path:
@@ -68,6 +70,6 @@ def _directory(source: OfJob | RegisteredModel, storage: Path) -> Path:
     if not (directory / "manifest.json").is_file():
         raise DataError(
             f"job '{source.job}' has left no export of {replica_name(source.replica)} in {storage}; it must have ended"
-            " well, in the same storage"
+            " well, in the same storage; choose another"
         )
     return directory

@@ -90,7 +90,7 @@ def begin_from(parent: RunDir, child: RunDir, spec: JobSpec) -> None:
     """
     if child.root.exists():
         if parent_of(child) != parent.job_id:
-            raise StorageError(f"{child.root} is there already, and does not go on from {parent.job_id}")
+            raise StorageError(f"{child.root} is there already, and does not go on from {parent.job_id}; remove it")
         child.create(spec)
         return
     before = parent.read_spec()
@@ -112,7 +112,9 @@ def begin_from(parent: RunDir, child: RunDir, spec: JobSpec) -> None:
             unfinished.root.rename(child.root)
             _sync_directory(child.storage)
     except OSError as error:
-        raise StorageError(f"cannot go on from {parent.root} in {child.root}: {error}") from error
+        raise StorageError(
+            f"cannot go on from {parent.root} in {child.root}: {error}; is there room and permission?"
+        ) from error
     log.info("%s goes on from %s: %s", child.job_id, parent.job_id, legacy.steps())
 
 
@@ -157,7 +159,8 @@ def _in_lockstep(legacy: Legacy, spec: JobSpec, parent: str) -> Legacy:
     held = {name: [step_of(path) for path in legacy.checkpoints.get(name, ())] for name in names}
     missing = [name for name, steps in held.items() if not steps]
     if missing:
-        raise NothingToGoOnFrom(f"in lockstep all replicas go on together, and {', '.join(missing)} left no checkpoint")
+        says = f"in lockstep all replicas go on together, and {', '.join(missing)} left no checkpoint"
+        raise NothingToGoOnFrom(f"{says}; submit the spec again")
     kept = {name: {step_of(path) for path in legacy.snapshots.get(name, ())} for name in names}
     common: list[int] = sorted(set.intersection(*map(set, held.values())), reverse=True)
     newest = {name: steps[0] for name, steps in held.items()}

@@ -115,7 +115,7 @@ class Recorder:
             temporary.rename(final)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise StorageError(f"cannot write {final}: {error}") from error
+            raise StorageError(f"cannot write {final}: {error}; is there room and permission?") from error
 
 
 def compact(directory: Path, schema: pa.Schema) -> None:

@@ -61,7 +61,7 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+        raise StorageError(f"cannot write {path}: {error.strerror or error}; is there room and permission?") from error
 
 
 def read_json(path: Path) -> Any | None:
@@ -142,9 +142,12 @@ class RunDir:
         """The job's spec; raises `StorageError` when it is missing or the directory has another format."""
         version, spec = read_json(self.root / "format_version"), read_json(self.root / "spec.json")
         if spec is None:
-            raise StorageError(f"{self.root} holds no job (no spec.json)")
+            raise StorageError(f"{self.root} holds no job (no spec.json); name another directory")
         if version != FORMAT_VERSION:
-            raise StorageError(f"{self.root} has format {version}; this version reads format {FORMAT_VERSION}")
+            raise StorageError(
+                f"{self.root} has format {version}; this version reads format {FORMAT_VERSION}:"
+                " use the one that wrote it"
+            )
         return parse_spec(spec)
 
     def fences(self) -> list[int]:
@@ -162,7 +165,9 @@ class RunDir:
         """
         taken = self.fences()
         if taken and taken[-1] >= fence:
-            raise StorageError(f"attempt {fence} of {self.job_id} may not start: attempt {taken[-1]} exists already")
+            raise StorageError(
+                f"attempt {fence} of {self.job_id} may not start: attempt {taken[-1]} exists already; use a later fence"
+            )
         manifests = self.root.glob("checkpoints/*/[0-9]*/manifest.json")
         records = [path for kind in RECORD_KINDS for path in self.root.glob(f"attempts/*/replicas/*/{kind}/[!.]*")]
         inherited = {

@@ -69,7 +69,9 @@ def load_spec(path: Path) -> JobSpec:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise SpecError([Problem("", f"cannot read {path}: {error.strerror}")]) from None
+        raise SpecError(
+            [Problem("", f"cannot read {path}: {error.strerror}; codistill init writes an example")]
+        ) from None
     if len(raw) > MAX_SPEC_BYTES:
         raise SpecError([Problem("", f"{path} has {len(raw):,} bytes; at most {MAX_SPEC_BYTES:,} are accepted")])
     if path.suffix == ".json":

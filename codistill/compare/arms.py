@@ -73,7 +73,7 @@ def find_entries(arms: Mapping[str, Sequence[RunDir]]) -> tuple[dict[str, list[E
     for arm, runs in found.items():
         entries[arm] = [by_arm[MAIN] for by_arm, _ in runs if MAIN in by_arm]
         if not entries[arm]:
-            raise NothingToCompare(f"no replica of arm '{arm}' has succeeded")
+            raise NothingToCompare(f"no replica of arm '{arm}' has succeeded; leave it out")
     brought = [(arm, name) for arm, runs in found.items() for name in _controls(runs)]
     for arm, name in brought:
         unique = name not in arms and [other for _, other in brought].count(name) == 1
@@ -90,7 +90,7 @@ def default_baseline(arms: Sequence[str]) -> str:
 def known_arm(name: str, arms: Sequence[str], option: str) -> str:
     """`name` if it is one of `arms`; raises `ArmError` otherwise, naming the option it came from."""
     if name not in arms:
-        raise ArmError(f"{option} {name}: there is no such arm; arms are {', '.join(arms)}")
+        raise ArmError(f"{option} {name}: there is no such arm; arms are {', '.join(arms)}; choose one of them")
     return name
 
 
@@ -100,7 +100,7 @@ def finished_attempt(run: RunDir) -> tuple[int, dict[str, Any]]:
     result = read_json(run.result(fence)) if fence else None
     if result is None or result["outcome"] != "succeeded":
         state = "has not ended" if result is None else f"ended as {result['outcome']}"
-        raise NothingToCompare(f"job {run.job_id} {state}; only runs that succeeded can be compared")
+        raise NothingToCompare(f"job {run.job_id} {state}; only runs that succeeded can be compared; leave it out")
     return fence, result
 
 
@@ -137,7 +137,7 @@ def _distinct(arm: str, runs: Sequence[RunDir]) -> Sequence[RunDir]:
         raise ArmError(f"arm '{arm}' has no runs; write {arm}=RUN[,RUN]...")
     for run in runs:
         if list(runs).count(run) > 1:
-            raise ArmError(f"arm '{arm}' names {run.job_id} twice; a run counts once")
+            raise ArmError(f"arm '{arm}' names {run.job_id} twice; name it once")
     return runs
 
 

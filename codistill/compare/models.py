@@ -82,7 +82,9 @@ def read_incumbent(run: RunDir, replica: str | None) -> Incumbent:
     ended = [name for name, entry in result["replicas"].items() if entry["outcome"] == "succeeded"]
     if replica is not None:
         if replica not in ended:
-            raise ArmError(f"--incumbent {run.job_id}:{replica}: that run's replicas are {', '.join(ended)}")
+            raise ArmError(
+                f"--incumbent {run.job_id}:{replica}: that run's replicas are {', '.join(ended)}; name one of them"
+            )
         return Incumbent(run, arm_of(replica), read_predictions(run, fence, replica, "test"))
     own = [name for name in ended if arm_of(name) == MAIN]
     if not own:

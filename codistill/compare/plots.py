@@ -36,7 +36,7 @@ def check_plot(path: Path) -> None:
     from importlib.util import find_spec
 
     if path.suffix not in METADATA:
-        raise PlotError(f"{path}: a plot's name ends in {', '.join(METADATA)}")
+        raise PlotError(f"{path}: a plot's name ends in {', '.join(METADATA)}; use one of them")
     if not path.absolute().parent.is_dir():
         raise PlotError(f"{path}: the directory does not exist; create it, or name another")
     if find_spec("matplotlib") is None:
@@ -52,7 +52,7 @@ def save_plot(comparison: Comparison, path: Path) -> None:
         try:
             draw(comparison).savefig(path, metadata=METADATA[path.suffix])
         except OSError as error:
-            raise PlotError(f"cannot write {path}: {error.strerror or error}") from error
+            raise PlotError(f"cannot write {path}: {error.strerror or error}; name another file") from error
 
 
 def draw(comparison: Comparison) -> Figure:

@@ -64,7 +64,7 @@ def read_predictions(run: RunDir, fence: int, replica: str, split: str) -> Predi
     """
     path = run.replica(fence, replica) / "predictions" / f"{split}.parquet"
     if not path.exists():
-        raise NothingToCompare(f"{path} is missing: {replica} of {run.job_id} has not ended")
+        raise NothingToCompare(f"{path} is missing: {replica} of {run.job_id} has not ended; wait, or leave it out")
     return _from_table(pq.read_table(path), path)
 
 
@@ -88,13 +88,15 @@ def _matrix(table: pa.Table, path: Path) -> npt.NDArray[np.float32]:
     """The column of lists, of fixed or of varying size, as [N, classes]."""
     column = table["log_probabilities"].combine_chunks()
     if len(column) == 0:
-        raise NothingToCompare(f"{path} holds no rows; a split needs at least one sample")
+        raise NothingToCompare(f"{path} holds no rows; a split needs at least one sample; leave the run out")
     fixed = pa.types.is_fixed_size_list(column.type)
     lengths = np.array([column.type.list_size]) if fixed else np.diff(column.offsets.to_numpy())
     values = column.flatten().to_numpy(zero_copy_only=False)
     classes = int(lengths[0])
     if classes == 0 or (lengths != classes).any() or len(values) != len(column) * classes:
-        raise NothingToCompare(f"{path}: the lists in log_probabilities are missing, empty or of different lengths")
+        raise NothingToCompare(
+            f"{path}: the lists in log_probabilities are missing, empty or of different lengths; leave the run out"
+        )
     return values.reshape(len(column), classes)
 
 
@@ -102,10 +104,12 @@ def _refuse_what_is_no_distribution(predictions: Predictions, path: Path) -> Non
     ids, positions, labels = predictions.ids, predictions.positions, predictions.labels
     twice = (ids[1:] == ids[:-1]) & (positions[1:] == positions[:-1])
     if twice.any():
-        raise NothingToCompare(f"{path}: sample {ids[1:][twice][0]} stands there more than once")
+        raise NothingToCompare(f"{path}: sample {ids[1:][twice][0]} stands there more than once; leave the run out")
     classes = predictions.log_probabilities.shape[1]
     if labels.min() < 0 or labels.max() >= classes:
-        raise NothingToCompare(f"{path}: labels reach from {labels.min()} to {labels.max()}, classes are {classes}")
+        raise NothingToCompare(
+            f"{path}: labels reach from {labels.min()} to {labels.max()}, classes are {classes}; leave the run out"
+        )
     off = ~(
         np.abs(np.exp(predictions.log_probabilities).sum(-1, dtype=np.float64) - 1) <= SUM_TOLERANCE
     )  # NaN is off, too

@@ -106,13 +106,15 @@ def read_card(directory: Path) -> Card:
     try:
         return Card.model_validate_json(path.read_text())
     except FileNotFoundError:
-        raise DataError(f"{directory} is not a data set: there is no {CARD_FILE} in it") from None
+        raise DataError(f"{directory} is not a data set: there is no {CARD_FILE} in it; name one that has it") from None
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+        raise DataError(f"cannot read {path}: {error.strerror or error}; check its owner and mode") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path} is not a description of format {FORMAT_VERSION}: {where}: {first['msg']}") from None
+        raise DataError(
+            f"{path} is not a description of format {FORMAT_VERSION}: {where}: {first['msg']}; correct it"
+        ) from None
 
 
 def file_digest(path: Path) -> str:

@@ -33,12 +33,16 @@ class Dataset:
     def fact(self, key: str) -> JsonValue:
         """Raises `DataError` when the data set does not state it."""
         if key not in self.card.facts:
-            raise DataError(f"data set '{self.name}' does not state '{key}' among its facts in {CARD_FILE}")
+            raise DataError(
+                f"data set '{self.name}' does not state '{key}' among its facts in {CARD_FILE}; add it there"
+            )
         return self.card.facts[key]
 
     def split(self, name: Part) -> SplitEntry:
         if name not in self.card.splits:
-            raise DataError(f"data set '{self.name}' has no split '{name}', only {', '.join(self.card.splits)}")
+            raise DataError(
+                f"data set '{self.name}' has no split '{name}', only {', '.join(self.card.splits)}; choose another"
+            )
         return self.card.splits[name]
 
     def paths(self, name: Part) -> tuple[Path, ...]:
@@ -136,5 +140,7 @@ def registry(home: Path) -> dict[Kind, dict[str, str]]:
 def _checked_model(location: Path) -> Path:
     missing = [name for name in MODEL_FILES if not (location / name).is_file()]
     if missing:
-        raise DataError(f"{location} is not a model export: {', '.join(missing)} missing; runs leave them in export/")
+        raise DataError(
+            f"{location} is not a model export: {', '.join(missing)} missing; name one that a run left in export/"
+        )
     return location

@@ -64,7 +64,9 @@ def write_dataset(home: Path, description: Description, layout: Layout) -> Writt
         card = _write(temporary, description, layout)
         return _put_in_place(temporary, directory, card)
     except OSError as error:
-        raise DataError(f"cannot write {directory}: {error.strerror or error}") from error
+        raise DataError(
+            f"cannot write {directory}: {error.strerror or error}; is there room and permission?"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -104,7 +106,7 @@ def _with_ids(table: pa.Table, layout: Layout, first_id: int) -> pa.Table:
     described = {name: column.type for name, column in layout.columns.items()}
     given = {field.name: str(field.type) for field in table.schema}
     if given != described:
-        raise DataError(f"the columns of the data are {given}, described are {described}")
+        raise DataError(f"the columns of the data are {given}, described are {described}; make them agree")
     ids = pa.array(np.arange(first_id, first_id + len(table), dtype=np.int64))
     return table.add_column(0, pa.field("sample_id", pa.int64()), ids)
 

@@ -68,7 +68,7 @@ def _in_directory(source: Source, path: Path) -> Found:
     if archives:
         return find_files(source, archives[-1])
     missing = [name for name in source.files if name not in found]
-    raise DataError(f"{path} does not hold {', '.join(missing)}; '{source.name}' needs {_wanted(source)}")
+    raise DataError(f"{path} does not hold {', '.join(missing)}; give one that holds {_wanted(source)}")
 
 
 def _in_archive(source: Source, path: Path) -> Found:
@@ -82,7 +82,7 @@ def _in_archive(source: Source, path: Path) -> Found:
             version = _version(name, content)
     missing = [name for name in source.files if name not in files]
     if missing:
-        raise DataError(f"{path} does not hold {', '.join(missing)}; '{source.name}' needs {_wanted(source)}")
+        raise DataError(f"{path} does not hold {', '.join(missing)}; give one that holds {_wanted(source)}")
     return Found(files, version, file_digest(path))
 
 

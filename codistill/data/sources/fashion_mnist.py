@@ -39,7 +39,9 @@ def build(files: Mapping[str, bytes]) -> Layout:
 def read_idx(content: bytes, name: str) -> Array:
     """An array of bytes from the IDX format: two zero bytes, type, rank, the sizes (big-endian), the values."""
     if len(content) < 4 or content[:3] != bytes([0, 0, IDX_BYTES]):
-        raise DataError(f"{name} is not an IDX file of bytes: it begins with {content[:4].hex() or 'nothing'}")
+        raise DataError(
+            f"{name} is not an IDX file of bytes: it begins with {content[:4].hex() or 'nothing'}; is it the right one?"
+        )
     rank = content[3]
     shape = tuple(int(size) for size in np.frombuffer(content, ">u4", count=rank, offset=4))
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
@@ -57,9 +59,13 @@ def validation_rows(rows: int) -> Array:
 
 def _pair(images: Array, labels: Array) -> Images:
     if images.ndim != 3 or labels.shape != images.shape[:1]:
-        raise DataError(f"images {images.shape} and labels {labels.shape} do not belong together")
+        raise DataError(
+            f"images {images.shape} and labels {labels.shape} do not belong together; are they of one release?"
+        )
     if labels.size and labels.max() >= len(CLASS_NAMES):
-        raise DataError(f"there is a label {labels.max()}, the classes are 0 to {len(CLASS_NAMES) - 1}")
+        raise DataError(
+            f"there is a label {labels.max()}, the classes are 0 to {len(CLASS_NAMES) - 1}; is it the right file?"
+        )
     return Images(images[:, None], labels)
 
 

@@ -43,7 +43,9 @@ def build(files: Mapping[str, bytes]) -> Layout:
     try:
         read = pq.read_table(io.BytesIO(files[FILE]), columns=list(READ_COLUMNS))
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{FILE} is not a Parquet file with the columns {', '.join(READ_COLUMNS)}: {error}") from None
+        raise DataError(
+            f"{FILE} is not a Parquet file with the columns {', '.join(READ_COLUMNS)}: {error}; is it the right one?"
+        ) from None
     whole = read.drop_null()
     day = _day_of_year(whole["date"].to_numpy())
     chosen: dict[Part, Array] = {
