@@ -6,7 +6,7 @@ RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-page test-postgres lint bench clean
+.PHONY: demo test test-page test-postgres test-deploy lint bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test   run all tests"
 	@echo "make test-page  the web page in a real browser, which it installs; make test runs these too from then on"
 	@echo "make test-postgres  the tests of the service on a real PostgreSQL server instead of SQLite"
+	@echo "make test-deploy  the alerts, in Prometheus' own tool, which it fetches; make test runs these too from then on"
 	@echo "make lint   format check, lint, types, import contracts"
 	@echo "make bench  measure what training and the exchange cost"
 
@@ -46,6 +47,12 @@ test-page: $(READY)
 # The tests of the service once more, with every store in a PostgreSQL server that they start.
 test-postgres: $(READY)
 	CODISTILL_TEST_STORE=postgresql $(BIN)/python -m pytest tests/unit/jobs tests/service tests/page
+
+# Debian's package has the tool and a server: the tool alone is taken out of it.
+test-deploy: $(READY)
+	command -v promtool > /dev/null || test -x $(BIN)/promtool || { cd $(VENV) && apt-get download prometheus \
+	  && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=2 ./usr/bin/promtool && rm prometheus_*.deb; }
+	$(BIN)/python -m pytest tests/deploy
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
