@@ -36,13 +36,15 @@ ENV PATH=/srv/codistill/venv/bin:$PATH \
     CODISTILL_DATA=/storage/data \
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=jobs.proxy.middlewares
 
-# Dependencies first: they change less often than the code.
+# Dependencies first: they change less often than the code. All by their hashes but torch, whose build is one's own choice.
 COPY --chown=codistill:codistill constraints.txt pyproject.toml README.md LICENSE ./
-RUN pip install --no-cache-dir --index-url "${TORCH_INDEX}" --extra-index-url https://pypi.org/simple -c constraints.txt torch
+COPY --chown=codistill:codistill requirements requirements
+RUN pip install --no-cache-dir --no-deps --require-hashes -r requirements/run.lock \
+ && pip install --no-cache-dir --index-url "${TORCH_INDEX}" -c constraints.txt torch
 COPY --chown=codistill:codistill codistill codistill
 COPY --chown=codistill:codistill cluster cluster
 COPY --chown=codistill:codistill jobs jobs
-RUN pip install --no-cache-dir -c constraints.txt '.[cluster,postgres,digits]'
+RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
 VOLUME /storage
 CMD ["codistill", "--help"]

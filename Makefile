@@ -4,9 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS := $(VENV)/.runs
 READY := $(VENV)/.ready
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCKED := $(PIP) --no-deps --require-hashes
+LOCK := UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+  --default-index https://pypi.org/simple --generate-hashes --no-annotate --no-emit-package torch -c constraints.txt pyproject.toml
 
-.PHONY: demo test test-page test-postgres test-deploy lint bench clean
+.PHONY: demo test test-page test-postgres test-deploy lint lock bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,18 +19,21 @@ help:
 	@echo "make test-postgres  the tests of the service on a real PostgreSQL server instead of SQLite"
 	@echo "make test-deploy  the alerts, in Prometheus' own tool, which it fetches; make test runs these too from then on"
 	@echo "make lint   format check, lint, types, import contracts"
+	@echo "make lock   write requirements/ anew, from constraints.txt"
 	@echo "make bench  measure what training and the exchange cost"
 
-# The CPU build of torch is pinned in constraints.txt; for CUDA install your torch first, or see the Dockerfile.
-$(RUNS): pyproject.toml constraints.txt
+# torch is the one that no lock has: its build (CPU, CUDA) is yours, pinned by version; install your torch first, or see
+# the Dockerfile.
+$(RUNS): pyproject.toml constraints.txt requirements/run.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch
-	$(PIP) -e '.[cluster,digits]'
+	$(LOCKED) -r requirements/run.lock
+	$(PIP) -c constraints.txt torch
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch $(RUNS)
 
 # What tests need beyond that: every extra, and the tools.
-$(READY): $(RUNS)
-	$(PIP) -e '.[dev]'
+$(READY): $(RUNS) requirements/dev.lock
+	$(LOCKED) -r requirements/dev.lock
 	touch $(READY)
 
 demo: $(RUNS)
@@ -41,7 +47,7 @@ test: $(READY)
 # Debian's browser: the one that Playwright would fetch comes from outside the package registries.
 test-page: $(READY)
 	command -v chromium > /dev/null || apt-get install -y chromium
-	$(PIP) -e '.[browser]'
+	$(LOCKED) -r requirements/page.lock
 	$(BIN)/python -m pytest tests/page
 
 # The tests of the service once more, with every store in a PostgreSQL server that they start.
@@ -59,6 +65,13 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+# The hash of every file of every release that constraints.txt names, as PyPI has them.
+lock: $(RUNS)
+	$(PIP) -c constraints.txt uv
+	$(LOCK) --extra cluster --extra postgres --extra digits -o requirements/run.lock
+	$(LOCK) --extra dev -o requirements/dev.lock
+	$(LOCK) --extra browser -o requirements/page.lock
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks

@@ -275,7 +275,8 @@ def test_the_image_has_what_the_manifests_count_on() -> None:
     image, pins = (ROOT / "Dockerfile").read_text(), (ROOT / "constraints.txt").read_text()
     assert f"ray=={CLUSTER['rayVersion']}\n" in pins
     assert f"{CALLBACK_VARIABLE}={CALLBACK}" in image
-    assert "postgres" in re.findall(r"\[([\w,]+)\]'", image)[-1]
+    assert "requirements/run.lock" in image
+    assert "\npsycopg==" in (ROOT / "requirements/run.lock").read_text(), "the store is PostgreSQL"
     assert "wget" in image, "the operator's probes call it"
     images = {container(PODS[name])["image"] for name in RAY_PODS}
     assert (
