@@ -14,6 +14,7 @@ import httpx2
 import uvicorn
 
 from codistill.capacity import Node
+from codistill.outcome import ReplicaOutcome, attempt_result
 from codistill.records import LEDGER, METRICS, Recorder
 from codistill.run_dir import RunDir, read_json, write_json
 from jobs.door import DoorRules
@@ -27,6 +28,7 @@ from tests.stores import new_store
 from tests.unit.jobs.fakes import beat
 
 PAIR: dict[str, Any] = {"name": "pair", "training": {"steps": 1000}}
+FACTS = {"parameters": 9610, "bytes_received_per_exchange": 38_440, "memory_bytes_per_rank": {"total": 512_000}}
 
 
 class Place:
@@ -37,7 +39,10 @@ class Place:
         self.storage.mkdir(parents=True)
         self.store = Store.open(new_store(root))
         times = EventTimes(poll_s=0.1, stream_s=5.0)
-        backend = Backend(self.store, self.storage, lambda: [Node(4.0, 0.0)], DoorRules(needs_token), events=times)
+        rules = DoorRules(needs_token)
+        backend = Backend(
+            self.store, self.storage, lambda: [Node(4.0, 0.0)], rules, events=times, facts=lambda _: FACTS
+        )
         self.url = f"http://127.0.0.1:{(port := free_ports(1)[0])}"
         settings = uvicorn.Config(
             build_api(backend), "127.0.0.1", port, log_level="critical", timeout_graceful_shutdown=1, ws="none"
@@ -116,6 +121,15 @@ class Place:
         manifest = read_json(directory / "manifest.json") or {"sha256": {}}
         manifest["sha256"][name] = hashlib.sha256(content).hexdigest()
         write_json(directory / "manifest.json", manifest)
+
+    def tell_the_end(self, job_id: str) -> None:
+        """`result.json` of a whole training: 1,000 steps of 50 ms, and 10 s of other things."""
+        ended = ReplicaOutcome(
+            "succeeded", steps=1000, incarnations=1, step_s=0.05, memory_bytes=500_000, hardware="Chip 1"
+        )
+        replicas = {"replica-0": ended, "replica-1": ended}
+        run = RunDir(self.storage, job_id)
+        write_json(run.result(1), attempt_result(job_id, 1, replicas, started_at=0.0, ended_at=60.0))
 
     def write_log(self, job_id: str, text: str, replica: str = "replica-0") -> None:
         path = RunDir(self.storage, job_id).logs(1, replica) / "0000.log"

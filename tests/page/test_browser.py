@@ -248,6 +248,29 @@ def test_another_job_goes_on_from_one_that_has_ended(visit: Visit, place: Place)
     visit.errors.clear()  # the browser's own note of each 422
 
 
+def test_a_price_is_told_before_and_set_beside_what_it_came_to(visit: Visit, place: Place) -> None:
+    spec = {"name": "priced", "training": {"steps": 1000, "batch_size": 48}}
+    page = visit.open("/submit")
+    page.locator("#json").fill(json.dumps(spec))
+    told = page.locator("#price")
+    expect(told).to_contain_text("512\u202fkB")
+    expect(told).to_contain_text("Not known: seconds: no job like this one")
+    page.locator("#json").fill(json.dumps({**spec, "training": {"steps": 0}}))
+    expect(told).to_be_hidden()
+    job = place.running(**spec)
+    place.tell_the_end(job)
+    place.finish(job)
+    page = visit.open(f"/jobs/{job}")
+    memory = page.locator("#price tr", has_text="Memory of a rank")
+    expect(memory.locator("td")).to_have_text(["512\u202fkB", "500\u202fkB"])
+    expect(page.locator("#price tr", has_text="Whole time").locator("td")).to_have_text(["–", "1\u202fmin 00\u202fs"])
+    page = visit.open("/submit")
+    page.locator("#json").fill(json.dumps({**spec, "training": {"steps": 2000, "batch_size": 48}}))
+    expect(told).to_contain_text("from 1 job like it on Chip 1")
+    expect(page.locator("#price tr", has_text="Whole time").locator("td")).to_have_text(["1\u202fmin 50\u202fs"])
+    visit.errors.clear()  # the browser's own note of a 422
+
+
 def test_what_a_job_has_left_is_taken_away(visit: Visit, place: Place) -> None:
     job = place.running(name="left")
     place.export(job, "model.safetensors", b"weights")

@@ -7,6 +7,7 @@ import { Chart } from "./charts.js";
 import { $, age, bar, bytes, chip, clock, duration, h, live, number, oneAtATime, setRows, show, since, svg, TERMINAL, whole } from "./dom.js";
 import { Log } from "./logs.js";
 import { drawDisagreement, drawPeers } from "./peers.js";
+import { price } from "./price.js";
 import { kindOf, Records } from "./records.js";
 
 const id = decodeURIComponent(location.pathname.split("/").at(-1));
@@ -84,6 +85,8 @@ function drawJob() {
   setRows($("changes"), status.transitions.map((change, i) => h("tr", { "data-key": String(i) },
     h("td", { class: "nowrap" }, clock(change.time)), h("td", {}, chip(change.state)), h("td", { class: "number" }, change.fence || "–"), h("td", {}, change.reason?.message ?? ""))));
   drawTime();
+  show($("price-card"), job.estimate !== null);
+  if (job.estimate !== null) $("price").replaceChildren(...price(job.estimate, job.result?.took ?? null));
   $("spec").textContent = JSON.stringify(spec, null, 2);
   const names = status.replicas.map((replica) => replica.replica);
   for (const name of names) if (!records.has(name)) records.set(name, new Records(encodeURIComponent(id), name));

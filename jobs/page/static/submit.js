@@ -1,8 +1,9 @@
 // A spec, written in a form or as JSON, checked while it is written, and submitted.
 
 import { ask, askJson, newKey, pause, Problem } from "./api.js";
-import { $, h, problem } from "./dom.js";
+import { $, h, problem, show } from "./dom.js";
 import { errorId, fieldId, Form } from "./form.js";
+import { price } from "./price.js";
 
 const WAIT_MS = 400;
 const START = { name: "my-job", recipe: { kind: "digits" }, method: { kind: "codistillation" }, replicas: { count: 2 }, training: { steps: 600 } };
@@ -38,14 +39,17 @@ async function check() {
   await pause(WAIT_MS);
   if (mine !== round) return;
   try {
-    const { spec } = await askJson("/api/v1/jobs:validate", { method: "POST", body: json.value });
+    const { spec, estimate } = await askJson("/api/v1/jobs:validate", { method: "POST", body: json.value });
     if (mine !== round) return;
     wrong([]);
     verdict.className = "verdict good";
     verdict.replaceChildren(`This can run: ${spec.replicas.count} × ${spec.training.steps} steps, ${spec.method.kind.replaceAll("_", " ")}.`);
+    $("price").replaceChildren(...price(estimate));
+    show($("price-box"), true);
     $("send").disabled = false;
   } catch (error) {
     if (mine !== round) return;
+    show($("price-box"), false);
     if (!(error instanceof Problem)) { problem(error); return; }
     refused(error);
   }
