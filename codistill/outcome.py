@@ -27,7 +27,9 @@ class ReplicaOutcome:
     step_s: float | None = None
     """Seconds per step, evaluations and checkpoints included, since the replica was last started."""
     memory_bytes: int | None = None
-    """The most that its first rank held since then, beyond what the framework had before."""
+    """The most that tensors of its first rank held at once; None on the CPU, where nobody counts them."""
+    process_bytes: int | None = None
+    """The most that the process of its first rank was in memory with, framework and data included."""
     hardware: str | None = None
     """What it trained on: a model of GPU or CPU."""
 

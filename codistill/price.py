@@ -51,6 +51,8 @@ class PastRun:
     """Seconds per step, evaluations and checkpoints included: the median of its replicas."""
     other_s: float
     """Seconds in which none of its replicas trained: starting, importing, finishing."""
+    process_bytes: int | None = None
+    """The most that a process of it was in memory with, framework and data included."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,12 @@ def past_run(result: Mapping[str, Any] | None) -> PastRun | None:
     for name, replica in result["replicas"].items():
         arm = name.rpartition("-")[0]
         trained_s[arm] = max(trained_s.get(arm, 0.0), replica["steps"] * (replica["step_s"] or 0.0))
-    return PastRun(took["hardware"], took["step_s"], max(0.0, took["seconds"] - sum(trained_s.values())))
+    return PastRun(
+        took["hardware"],
+        took["step_s"],
+        max(0.0, took["seconds"] - sum(trained_s.values())),
+        took["process_bytes_per_rank"],
+    )
 
 
 def estimate(
@@ -139,6 +146,7 @@ def _speed(
         "hardware": hardware,
         "runs": len(runs),
         "step_s": asdict(Spread.of([run.step_s for run in runs])),
+        "process_bytes_per_rank": _most(run.process_bytes for run in runs),
         "seconds": asdict(Spread.of(whole_s)),
         "controls_seconds": asdict(Spread.of(controls_s)),
     }
@@ -156,11 +164,15 @@ def taken(replicas: Mapping[str, Mapping[str, Any]], seconds: float) -> dict[str
     replicas; null where none of them came to its end."""
     own = [replica for name, replica in replicas.items() if name.startswith("replica-")]
     step_s = [replica["step_s"] for replica in own if replica["step_s"] is not None]
-    memory = [replica["memory_bytes"] for replica in own if replica["memory_bytes"] is not None]
     return {
         "seconds": round(seconds, 3),
         "step_s": round(median(step_s), 6) if step_s else None,
         "hardware": next((replica["hardware"] for replica in own if replica["hardware"]), None),
-        "memory_bytes_per_rank": max(memory, default=None),
+        "memory_bytes_per_rank": _most(replica["memory_bytes"] for replica in own),
+        "process_bytes_per_rank": _most(replica["process_bytes"] for replica in own),
         "bytes_received": sum(replica["bytes_received"] for replica in own),
     }
+
+
+def _most(values: Iterable[int | None]) -> int | None:
+    return max((value for value in values if value is not None), default=None)

@@ -29,7 +29,7 @@ from codistill.exchange.transport import Connect
 from codistill.exchange.weights import OfWeights
 from codistill.export import write_export
 from codistill.loop import Surroundings, train_phase
-from codistill.memory import MemoryGauge
+from codistill.memory import MemoryGauge, process_bytes
 from codistill.methods import plan
 from codistill.notebook import Notebook
 from codistill.numerics import Numerics, hardware_of
@@ -308,6 +308,7 @@ class ReplicaTraining:
             "bytes_received": self.notebook.counters.bytes_received,
             "metrics": self.notebook.results,
             "step_s": self.notebook.telemetry.step_s(),
-            "memory_bytes": self.memory.peak_bytes(),
+            "memory_bytes": self.memory.tensors_bytes(),
+            "process_bytes": process_bytes(),
             "hardware": hardware_of(self.device),
         }

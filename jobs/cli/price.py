@@ -23,7 +23,7 @@ def price_lines(estimate: Mapping[str, Any] | None, took: Mapping[str, Any] | No
 def _sizes(estimate: Mapping[str, Any]) -> str:
     if estimate["parameters"] is None:
         return ""
-    parts = [f"{estimate['parameters']:,} parameters", f"{size(estimate['memory_bytes_per_rank'])} of memory per rank"]
+    parts = [f"{estimate['parameters']:,} parameters", f"{size(estimate['memory_bytes_per_rank'])} of tensors per rank"]
     if estimate["exchanges"]:
         parts.append(f"{estimate['exchanges']} exchanges of {size(estimate['bytes_per_exchange'])} per replica")
     return ", ".join(parts)
@@ -34,7 +34,8 @@ def _speed(speed: Mapping[str, Any]) -> str:
     spread = "" if runs == 1 else f" ({duration(seconds['low'])} to {duration(seconds['high'])})"
     controls = f", {duration(controls_s)} of it for controls" if controls_s else ""
     source = f"from {runs} run{'' if runs == 1 else 's'} on {plain(speed['hardware'] or 'unknown hardware')}"
-    return f"{duration(seconds['median'])}{spread}{controls}, {step(speed['step_s']['median'])}: {source}"
+    process = "" if speed["process_bytes_per_rank"] is None else f", {size(speed['process_bytes_per_rank'])} a process"
+    return f"{duration(seconds['median'])}{spread}{controls}, {step(speed['step_s']['median'])}{process}: {source}"
 
 
 def _taken(took: Mapping[str, Any]) -> str:
@@ -42,7 +43,9 @@ def _taken(took: Mapping[str, Any]) -> str:
     if took["step_s"] is not None:
         parts.append(step(took["step_s"]))
     if took["memory_bytes_per_rank"] is not None:
-        parts.append(f"{size(took['memory_bytes_per_rank'])} of memory per rank")
+        parts.append(f"{size(took['memory_bytes_per_rank'])} of tensors per rank")
+    if took["process_bytes_per_rank"] is not None:
+        parts.append(f"{size(took['process_bytes_per_rank'])} a process")
     parts.append(f"{size(took['bytes_received'])} received")
     return ", ".join(parts) + (f", on {plain(took['hardware'])}" if took["hardware"] else "")
 

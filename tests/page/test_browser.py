@@ -261,7 +261,7 @@ def test_a_price_is_told_before_and_set_beside_what_it_came_to(visit: Visit, pla
     place.tell_the_end(job)
     place.finish(job)
     page = visit.open(f"/jobs/{job}")
-    memory = page.locator("#price tr", has_text="Memory of a rank")
+    memory = page.locator("#price tr", has_text="Tensors of a rank")
     expect(memory.locator("td")).to_have_text(["512\u202fkB", "500\u202fkB"])
     expect(page.locator("#price tr", has_text="Whole time").locator("td")).to_have_text(["–", "1\u202fmin 00\u202fs"])
     page = visit.open("/submit")

@@ -24,7 +24,8 @@ function lines(estimate, took) {
   const rows = [
     ["Whole time", told(speed?.seconds, (value) => spread(value, duration)), told(took?.seconds, duration)],
     ["A step", told(speed?.step_s, (value) => spread(value, perStep)), told(took?.step_s, perStep)],
-    ["Memory of a rank", told(estimate.memory_bytes_per_rank, bytes), told(took?.memory_bytes_per_rank, bytes)],
+    ["Tensors of a rank", told(estimate.memory_bytes_per_rank, bytes), told(took?.memory_bytes_per_rank, bytes)],
+    ["Process of a rank", told(speed?.process_bytes_per_rank, bytes), told(took?.process_bytes_per_rank, bytes)],
     ["Received by all replicas", told(estimate.bytes_received, bytes), told(took?.bytes_received, bytes)],
   ];
   if (estimate.controls_steps > 0) {

@@ -11,6 +11,7 @@ _SPEED: dict[str, Any] = {
     "hardware": "NVIDIA A100-SXM4-80GB",
     "runs": 4,
     "step_s": _SPREAD,
+    "process_bytes_per_rank": 702_000_000,
     "seconds": {"low": 21.4, "median": 24.0, "high": 29.8},
     "controls_seconds": {"low": 0.0, "median": 0.0, "high": 0.0},
 }
@@ -47,6 +48,8 @@ class Speed(BaseModel):
     """On which this stands."""
     step_s: Spread
     """Seconds per step, evaluations and checkpoints included."""
+    process_bytes_per_rank: int | None
+    """The most that a process of them was in memory with: tensors on the CPU, data and framework."""
     seconds: Spread
     """Of the whole job from its start, controls included."""
     controls_seconds: Spread
@@ -60,7 +63,7 @@ class Estimate(BaseModel):
 
     parameters: int | None
     memory_bytes_per_rank: int | None
-    """While it trains, but for what the framework takes for itself."""
+    """What its tensors hold while it trains; on a GPU, what they hold there."""
     steps: int
     """That each replica still has to make."""
     exchanges: int

@@ -119,6 +119,7 @@ def test_a_price_in_words() -> None:
                 "hardware": "chip\x1b[2J",
                 "runs": 2,
                 "step_s": {"low": 0.02, "median": 0.0251, "high": 0.03},
+                "process_bytes_per_rank": 702_000_000,
                 "seconds": spread,
                 "controls_seconds": {"low": 30.0, "median": 31.0, "high": 32.0},
             }
@@ -126,13 +127,16 @@ def test_a_price_in_words() -> None:
         "unknown": [],
     }
     assert price_lines(estimate) == [
-        "will take: 1,234,000 parameters, 2.5 MB of memory per rank, 12 exchanges of 38.4 kB per replica",
-        "will take: 1 min 30 s (1 min 10 s to 1 min 40 s), 31 s of it for controls, 25.1 ms a step: from 2 runs on"
-        " chip?[2J",
+        "will take: 1,234,000 parameters, 2.5 MB of tensors per rank, 12 exchanges of 38.4 kB per replica",
+        "will take: 1 min 30 s (1 min 10 s to 1 min 40 s), 31 s of it for controls, 25.1 ms a step,"
+        " 702.0 MB a process: from 2 runs on chip?[2J",
     ]
-    took = {"seconds": 95.0, "step_s": 1.5, "memory_bytes_per_rank": 2_600_000, "bytes_received": 999, "hardware": "x"}
+    took = {
+        "seconds": 95.0, "step_s": 1.5, "memory_bytes_per_rank": 2_600_000, "process_bytes_per_rank": None,
+        "bytes_received": 999, "hardware": "x",
+    }  # fmt: skip
     assert price_lines(None, took) == [
-        "took: 1 min 35 s, 1.5 s a step, 2.6 MB of memory per rank, 999 B received, on x"
+        "took: 1 min 35 s, 1.5 s a step, 2.6 MB of tensors per rank, 999 B received, on x"
     ]
     unknown = {**estimate, "parameters": None, "speeds": [], "unknown": ["sizes: no torch"]}
     assert price_lines(unknown) == ["unknown: sizes: no torch"]

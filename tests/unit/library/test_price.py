@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from codistill.describe import describe, serve
-from codistill.memory import MemoryGauge
+from codistill.memory import MemoryGauge, process_bytes
 from codistill.outcome import ReplicaOutcome, attempt_result
 from codistill.price import PastRun, Spread, estimate, exchanges_of, likeness, past_run, size_key, taken
 from codistill.spec import JobSpec
@@ -42,12 +42,20 @@ SPEC = changed()
         ({"replicas": {"count": 3}}, False),
         ({"replicas": {"cpus": 2.0}}, False),
         ({"method": {"kind": "solo"}}, False),
+        ({"method": {"kind": "knowledge_distillation", "teacher": {"kind": "trained_first", "steps": 5}}}, False),
         ({"exchange": {"interval_steps": 7}}, False),
         ({"recipe": {"train_size": 999}}, False),
     ],
 )
 def test_jobs_are_alike_when_their_steps_take_equally_long(parts: dict[str, Any], alike: bool) -> None:
     assert (likeness(changed(**parts)) == likeness(SPEC)) is alike
+
+
+def test_the_teacher_decides_how_long_a_step_takes() -> None:
+    method = {"kind": "knowledge_distillation", "teacher": {"kind": "job", "job": "one", "replica": 0}}
+    one = small_spec(method=method)
+    assert likeness(one) == likeness(small_spec(method=method, seed=7))
+    assert likeness(one) != likeness(small_spec(method={**method, "teacher": {**method["teacher"], "job": "two"}}))
 
 
 def test_facts_are_the_same_for_all_that_sizes_do_not_depend_on() -> None:
@@ -57,7 +65,7 @@ def test_facts_are_the_same_for_all_that_sizes_do_not_depend_on() -> None:
 
 def test_a_price_is_the_sum_of_its_parts() -> None:
     spec = changed(training={"steps": 12}, exchange={"interval_steps": 2}, controls=["solo"])
-    runs = [PastRun("fast", 0.5, 10.0), PastRun("fast", 1.0, 20.0), PastRun("slow", 4.0, 8.0)]
+    runs = [PastRun("fast", 0.5, 10.0, 300), PastRun("fast", 1.0, 20.0, 200), PastRun("slow", 4.0, 8.0)]
     price = estimate(spec, FACTS, runs)
     assert {name: price[name] for name in ("parameters", "memory_bytes_per_rank", "steps", "controls_steps")} == {
         "parameters": 100,
@@ -69,6 +77,7 @@ def test_a_price_is_the_sum_of_its_parts() -> None:
     assert (price["exchanges"], price["bytes_per_exchange"], price["bytes_received"]) == (5, 400, 2 * 5 * 400)
     fast, slow = price["speeds"]
     assert (fast["hardware"], fast["runs"], fast["step_s"]) == ("fast", 2, {"low": 0.5, "median": 0.75, "high": 1.0})
+    assert (fast["process_bytes_per_rank"], slow["process_bytes_per_rank"]) == (300, None)
     # A control is three quarters of the work: 12 steps of 0.5 s, and 9 more; of 1 s, likewise.
     assert fast["controls_seconds"] == {"low": 4.5, "median": 6.75, "high": 9.0}
     assert fast["seconds"] == {"low": 10 + 6 + 4.5, "median": (20.5 + 41) / 2, "high": 20 + 12 + 9.0}
@@ -101,15 +110,22 @@ def test_exchanges_are_those_that_happen(method: str, steps: int, tmp_path: Path
 
 
 def outcome(steps: int = 10, step_s: float | None = 0.5, **others: Any) -> ReplicaOutcome:
-    given = {"incarnations": 1, "bytes_received": 100, "memory_bytes": 7, "hardware": "chip", **others}
+    given = {
+        "incarnations": 1,
+        "bytes_received": 100,
+        "memory_bytes": 7,
+        "process_bytes": 70,
+        "hardware": "chip",
+        **others,
+    }
     return ReplicaOutcome("succeeded", steps=steps, step_s=step_s, **given)
 
 
 def test_a_past_run_is_what_a_result_says() -> None:
     replicas = {
         "replica-0": outcome(step_s=0.5),
-        "replica-1": outcome(step_s=0.7, memory_bytes=9),
-        "solo-0": outcome(step_s=0.3, memory_bytes=99),
+        "replica-1": outcome(step_s=0.7, memory_bytes=9, process_bytes=None),
+        "solo-0": outcome(step_s=0.3, memory_bytes=99, process_bytes=99),
         "solo-1": outcome(step_s=0.2),
     }
     result = attempt_result("job", 1, replicas, started_at=100.0, ended_at=120.0, estimate={"steps": 10})
@@ -118,10 +134,11 @@ def test_a_past_run_is_what_a_result_says() -> None:
         "step_s": 0.6,
         "hardware": "chip",
         "memory_bytes_per_rank": 9,
+        "process_bytes_per_rank": 70,
         "bytes_received": 200,
     }
     assert result["estimate"] == {"steps": 10}
-    assert past_run(result) == PastRun("chip", 0.6, 20 - 7.0 - 3.0)  # the slowest of each arm
+    assert past_run(result) == PastRun("chip", 0.6, 20 - 7.0 - 3.0, 70)  # the slowest of each arm
 
 
 @pytest.mark.parametrize(
@@ -150,6 +167,7 @@ def test_of_replicas_that_did_not_end_nothing_is_told() -> None:
         "step_s": None,
         "hardware": None,
         "memory_bytes_per_rank": None,
+        "process_bytes_per_rank": None,
         "bytes_received": 0,
     }
 
@@ -162,18 +180,16 @@ def test_training_tells_its_speed_its_memory_and_its_hardware(tmp_path: Path) ->
     result = run_in_turns(new_run(tmp_path, SPEC))[0]
     assert 0 < result["step_s"] < result["seconds"]
     assert result["hardware"]
-    assert result["memory_bytes"] >= 0
+    assert result["memory_bytes"] is None
+    assert 10**8 < result["process_bytes"] < 10**11
 
 
-def test_memory_is_the_most_since_the_beginning() -> None:
-    before = torch.ones(32 << 20, dtype=torch.uint8)
-    gauge = MemoryGauge(torch.device("cpu"))
-    held = torch.ones(64 << 20, dtype=torch.uint8)
+def test_a_process_tells_the_most_that_it_was_in_memory_with() -> None:
+    before = process_bytes()
+    held = torch.ones(before + (64 << 20), dtype=torch.uint8)
     del held
-    peak = gauge.peak_bytes()
-    assert peak is not None
-    assert 60 << 20 <= peak <= 80 << 20
-    del before
+    assert before + (64 << 20) <= process_bytes() < 3 * before + (64 << 20)
+    assert MemoryGauge(torch.device("cpu")).tensors_bytes() is None
 
 
 def test_specs_are_answered_line_by_line() -> None:
