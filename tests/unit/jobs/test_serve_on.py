@@ -52,7 +52,8 @@ def done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]
 
 
 def serve_on(tmp_path: Path) -> Any:
-    return server._serve_on("head:6379", LISTEN, tmp_path, restart=False, own=None)
+    settings = Settings("sqlite://", str(tmp_path), "/data", LISTEN)
+    return server._serve_on("head:6379", settings, restart=False, own=None)
 
 
 @pytest.mark.parametrize("left", [False, True])
