@@ -286,20 +286,19 @@ def test_the_same_key_means_the_same_job(on_both: Guarded) -> None:
     assert len(on_both.store.page(limit=9)) == 2
 
 
-def test_of_many_who_send_the_same_key_at_once_all_get_one_job(tmp_path: Path, store_url: str) -> None:
+def test_of_many_who_send_the_same_key_at_once_all_get_one_job(on_both: Guarded) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    guarded = Guarded(tmp_path, store_url)
-    with guarded.http, ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(16) as pool:
         sent = [
             pool.submit(
-                guarded.ask, "POST", "/api/v1/jobs", guarded.tokens["ann"], json=PAIR, headers={"Idempotency-Key": "k"}
+                on_both.ask, "POST", "/api/v1/jobs", on_both.tokens["ann"], json=PAIR, headers={"Idempotency-Key": "k"}
             )
             for _ in range(50)
         ]
         assert {answer.result().status_code for answer in sent} == {202}
         assert len({answer.result().json()["id"] for answer in sent}) == 1
-    assert len(guarded.store.page(limit=9)) == 1
+    assert len(on_both.store.page(limit=9)) == 1
 
 
 def test_the_queue_is_full_at_its_limits(on_both: Guarded) -> None:

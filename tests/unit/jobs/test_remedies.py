@@ -17,7 +17,7 @@ KINDS = {
     "NothingToGoOnFrom", "PlotError", "PlotsNotInstalled", "StorageError", "StoreError",
 }  # fmt: skip
 PASSED_ON = re.compile(r"<str\((error|problem|error\.detail)\)>|<'; '\.join\(map\(str, errors\)\)>|--name: \{error\}|"
-                       r"--incumbent: \{error\}|<detail>|the store \{[^}]*\} \{meaning_of_\w+\(.*\)\}")  # fmt: skip
+                       r"(--incumbent|\{TOKENS_FILE_VARIABLE\}): \{error\}|<detail>|the store \{[^}]*\} \{meaning_of_\w+\(.*\)\}")  # fmt: skip
 """Another's sentence, which is looked at where it is made."""
 TO_DO = re.compile(
     r"\b(add|cancel|check|choose|codistill|correct|create|end|fork|free|GET|give|grant|install|leave|make"
