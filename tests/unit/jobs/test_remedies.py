@@ -16,8 +16,11 @@ KINDS = {
     "ApiProblem", "ArmError", "CommandError", "DataError", "DownloadDiffers", "HeadError", "NothingToCompare",
     "NothingToGoOnFrom", "PlotError", "PlotsNotInstalled", "StorageError", "StoreError",
 }  # fmt: skip
-PASSED_ON = re.compile(r"<str\((error|problem|error\.detail)\)>|<'; '\.join\(map\(str, errors\)\)>|--name: \{error\}|"
-                       r"(--incumbent|\{TOKENS_FILE_VARIABLE\}): \{error\}|<detail>|the store \{[^}]*\} \{meaning_of_\w+\(.*\)\}")  # fmt: skip
+PASSED_ON = re.compile(
+    r"<str\((error|problem|error\.detail)\)>|<detail>|<'; '\.join\(map\(str, errors\)\)>"
+    r"|(--name|--incumbent|\{TOKENS_FILE_VARIABLE\}): \{error\}"
+    r"|the store \{[^}]*\} \{meaning_of_\w+\(.*\)\}"
+)
 """Another's sentence, which is looked at where it is made."""
 TO_DO = re.compile(
     r"\b(add|cancel|check|choose|codistill|correct|create|end|fork|free|GET|give|grant|install|leave|make"
