@@ -15,7 +15,8 @@ from pathlib import Path
 
 from cluster.attach import NoCluster, attach
 from codistill.run_dir import RunDir, StorageError
-from codistill.spec_errors import SpecError, load_spec
+from codistill.spec_errors import SpecError
+from codistill.spec_files import load_spec
 
 EXIT_NO_ATTEMPT = 2
 

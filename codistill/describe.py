@@ -33,7 +33,8 @@ from codistill.price import exchanges_of
 from codistill.recipes import RecipeUnavailable, open_recipe
 from codistill.recipes.base import Recipe
 from codistill.spec import DiLoCo, Installed, JobSpec
-from codistill.spec_errors import SpecError, load_spec, parse_spec
+from codistill.spec_errors import SpecError, parse_spec
+from codistill.spec_files import load_spec
 from codistill.throughput import forward_flops
 from codistill.topology import all_teachers_of, teachers_of
 

@@ -22,7 +22,7 @@ from codistill.progress import progress_lines
 from codistill.run_dir import RunDir, StorageError, write_json
 from codistill.spec import Arm, ObjectStoreTransport, replica_name
 from codistill.spec import MemoryTransport as MemoryTransportSpec
-from codistill.spec_errors import load_spec
+from codistill.spec_files import load_spec
 from codistill.supervise import Supervisor
 
 EXIT_BAD_SPEC, EXIT_UNAVAILABLE, EXIT_FAILED, EXIT_CANCELLED = 2, 3, 100, 103

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -60,26 +58,6 @@ def parse_spec(data: bytes | str | Mapping[str, Any]) -> JobSpec:
         return JobSpec.model_validate_json(data)
     except ValidationError as error:
         raise SpecError([_problem(detail) for detail in error.errors()]) from None
-
-
-def load_spec(path: Path) -> JobSpec:
-    """Read a `.toml` or `.json` file; raises `SpecError` for a bad spec, an unreadable file or another suffix."""
-    if path.suffix not in {".toml", ".json"}:
-        raise SpecError([Problem("", f"{path}: a spec file ends in .toml or .json")])
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise SpecError(
-            [Problem("", f"cannot read {path}: {error.strerror}; codistill init writes an example")]
-        ) from None
-    if len(raw) > MAX_SPEC_BYTES:
-        raise SpecError([Problem("", f"{path} has {len(raw):,} bytes; at most {MAX_SPEC_BYTES:,} are accepted")])
-    if path.suffix == ".json":
-        return parse_spec(raw)
-    try:
-        return parse_spec(tomllib.loads(raw.decode()))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError([Problem("", f"{path} is not valid TOML: {error}")]) from None
 
 
 def _problem(detail: ErrorDetails) -> Problem:

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codistill.lineage import merged
 from jobs.cli.exits import CommandError, Exit
 from jobs.cli.output import emit, say
 from jobs.cli.service import JobId, Url, connect
+from jobs.cli.specs import Settings, changes_of
 
 if TYPE_CHECKING:
     from jobs.client import RemoteJob
 
-Changes = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=JSON", help="E.g. training.steps=2000 or name=longer; as often as needed"),
-]
 
-
-def resume(job: JobId, change: Changes = None, url: Url = None) -> int:
+def resume(job: JobId, change: Settings = None, url: Url = None) -> int:
     """Go on with the same training, as a new job from the newest checkpoints of one that has ended; prints its id."""
-    changes = changes_of(change or [])
+    changes = changes_of(change)
     with connect(url) as client:
         return _tell(client.resume(job, changes))
 
 
-def fork(job: JobId, change: Changes = None, url: Url = None) -> int:
+def fork(job: JobId, change: Settings = None, url: Url = None) -> int:
     """Begin another training from the newest checkpoints of a job that has ended; prints the new job's id."""
-    changes = changes_of(change or [])
+    changes = changes_of(change)
     with connect(url) as client:
         return _tell(client.fork(job, changes))
 
@@ -58,24 +52,6 @@ def export(
                 ) from None
             emit(str(path))
     return Exit.DONE
-
-
-def changes_of(settings: list[str]) -> dict[str, Any]:
-    """From `training.steps=2000` and the like to a part of a spec. What is no JSON is taken as text."""
-    changes: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        parts = key.split(".")
-        if not equals or not all(parts):
-            raise CommandError(f"--set {setting!r}: write KEY=VALUE, e.g. --set training.steps=2000", Exit.USAGE)
-        try:
-            value: Any = json.loads(text)
-        except ValueError:
-            value = text
-        for part in reversed(parts):
-            value = {part: value}
-        changes = merged(changes, value)
-    return changes
 
 
 def _tell(job: RemoteJob) -> int:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -19,8 +19,8 @@ from codistill.spec import JobSpec
 from jobs.cli.attempt import exit_of_attempt
 from jobs.cli.exits import CommandError, Exit
 from jobs.cli.output import emit, emit_json, home, say
+from jobs.cli.specs import Settings, Specs, spec_of
 
-Spec = Annotated[Path, typer.Argument(metavar="SPEC", help="A .toml or .json file")]
 Storage = Annotated[
     Path | None, typer.Option(help="Where run directories are [default: runs in CODISTILL_HOME]", metavar="DIR")
 ]
@@ -55,19 +55,21 @@ def init(
 
 
 def validate(
-    spec: Spec,
+    spec: Specs,
+    change: Settings = None,
     facts: Annotated[
         bool, typer.Option("--facts", help="Print instead what it trains, sends and takes: parameters, bytes, memory")
     ] = False,
     baseline: Instead = None,
 ) -> int:
     """Check a spec and print it with every default filled in."""
-    checked = _load(spec, baseline)
+    checked = _load(spec, change, baseline)
     if facts:
         with _as_file(checked) as file:
             return _run_module("codistill.describe", str(file))
     emit_json(checked.model_dump(mode="json"))
-    say(f"{spec} is valid: {checked.replicas.count} x {checked.total_steps} steps, method {checked.method.kind}")
+    files = " + ".join(map(str, spec))
+    say(f"{files} is valid: {checked.replicas.count} x {checked.total_steps} steps, method {checked.method.kind}")
     return Exit.DONE
 
 
@@ -80,7 +82,8 @@ def schema() -> int:
 
 
 def run(
-    spec: Spec,
+    spec: Specs,
+    change: Settings = None,
     storage: Storage = None,
     name: Annotated[str | None, typer.Option(help="Id of the job [default: the spec's name and a random end]")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the spec's seed, for repetitions", min=0)] = None,
@@ -95,7 +98,7 @@ def run(
     """Train here and now, without a service."""
     from jobs.job import new_job_id
 
-    checked = _load(spec, baseline)
+    checked = _load(spec, change, baseline)
     if seed is not None:
         checked = checked.model_copy(update={"seed": seed})
     try:
@@ -123,10 +126,8 @@ def run(
     raise CommandError(f"--on {on}: use auto, or the address of a Ray dashboard such as http://host:8265", Exit.USAGE)
 
 
-def _load(path: Path, baseline: Baseline | None) -> JobSpec:
-    from codistill.spec_errors import load_spec
-
-    checked = load_spec(path)
+def _load(paths: Sequence[Path], settings: Sequence[str] | None, baseline: Baseline | None) -> JobSpec:
+    checked = spec_of(paths, settings)
     return checked if baseline is None else baseline_of(checked, baseline)
 
 

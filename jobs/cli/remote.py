@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,20 +12,20 @@ from jobs.cli.exits import CommandError, Exit, exit_of
 from jobs.cli.output import Format, emit, emit_data, plain, say, table
 from jobs.cli.price import price_lines
 from jobs.cli.service import JobId, Url, connect, describe, labels_of, since_when, tell_end, why
+from jobs.cli.specs import Settings, Specs, spec_of
 from jobs.status import State
 
 Output = Annotated[Format, typer.Option("-o", "--output", help="How to print")]
 
 
 def submit(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A .toml or .json file")],
+    spec: Specs,
+    change: Settings = None,
     url: Url = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end")] = False,
 ) -> int:
     """Give a job to the service; prints its id."""
-    from codistill.spec_errors import load_spec
-
-    checked = load_spec(spec)
+    checked = spec_of(spec, change)
     with connect(url) as client:
         job = client.submit(checked)
         emit(job.id)

@@ -19,7 +19,7 @@ import uvicorn
 from codistill.capacity import Node
 from codistill.run_dir import RunDir, write_json
 from codistill.spec import JobSpec
-from codistill.spec_errors import load_spec
+from codistill.spec_files import load_spec
 from jobs import cli
 from jobs.cli import demo, local
 from jobs.cli.exits import CommandError, Exit, exit_of
@@ -135,7 +135,7 @@ def test_bad_usage_is_2(words: list[str], capsys: pytest.CaptureFixture[str]) ->
         ("bad.toml", "a = = 1", "is not valid TOML"),
         ("bad.toml", "[training]\nstepz = 3", "training.stepz: unknown key; did you mean 'steps'?"),
         ("bad.json", "[1]", "should be an object"),
-        ("spec.yaml", "a: 1", "ends in .toml or .json"),
+        ("spec.ini", "a: 1", "ends in .toml, .yaml, .yml, .json"),
     ],
 )
 def test_bad_specs_are_2_with_a_sentence(
@@ -161,6 +161,19 @@ def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "schema")
     assert code == 0
     assert json.loads(out)["additionalProperties"] is False
+
+
+def test_files_are_merged_and_settings_go_over_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    over = tmp_path / "over.yaml"
+    over.write_text("training: {steps: 7}\n")
+    code, out, err = call(capsys, "validate", SPEC, str(over), "--set", "seed=5", "--set", "name=mine")
+    checked = json.loads(out)
+    assert (code, checked["training"]["steps"], checked["seed"], checked["name"]) == (0, 7, 5, "mine")
+    assert f"{SPEC} + {over} is valid" in err
+    code, _, err = call(capsys, "validate", SPEC, "--set", "seed")
+    assert (code, "write KEY=VALUE" in err) == (Exit.USAGE, True)
+    code, _, err = call(capsys, "run", SPEC, "--set", "training.stepz=5")
+    assert (code, "did you mean 'steps'" in err) == (Exit.USAGE, True)
 
 
 def test_init_writes_an_example_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -543,7 +556,7 @@ def test_a_demo_that_never_began_leaves_nothing(tmp_path: Path) -> None:
 def test_a_run_whose_data_are_not_here_is_refused_at_the_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODISTILL_DATA", str(tmp_path))
     with pytest.raises(CommandError, match="codistill data import gcide"):
-        local.run(EXAMPLES / "text-pair.toml", tmp_path, "job", None)
+        local.run([EXAMPLES / "text-pair.toml"], storage=tmp_path, name="job")
     assert not (tmp_path / "job").exists()
 
 
@@ -576,6 +589,6 @@ def test_the_environment_is_read_as_documented(tmp_path: Path, monkeypatch: pyte
 
 
 def test_validate_tells_facts(capfd: pytest.CaptureFixture[str]) -> None:
-    assert local.validate(EXAMPLES / "digits-pair.toml", facts=True) == 0
+    assert local.validate([EXAMPLES / "digits-pair.toml"], facts=True) == 0
     facts = json.loads(capfd.readouterr().out)
     assert (facts["parameters"], facts["teachers_per_replica"]) == (6186, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from codistill.data.catalog import find_dataset, find_model
-from codistill.spec_errors import load_spec
+from codistill.spec_files import load_spec
 from jobs import cli
 from jobs.cli.exits import Exit
 from tests.datasets import write_flights, write_images

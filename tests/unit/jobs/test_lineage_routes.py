@@ -15,7 +15,7 @@ from codistill.run_dir import RunDir, read_json, write_json
 from jobs import cli
 from jobs.callers import LOCAL
 from jobs.cli.exits import Exit
-from jobs.cli.lineage import changes_of
+from jobs.cli.specs import changes_of
 from jobs.client import Client
 from jobs.manager import Manager
 from jobs.status import State

@@ -95,5 +95,5 @@ def test_the_command_runs_the_baseline(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(local, "_run_module", note)
     path = tmp_path / "pair.json"
     path.write_text(parse_spec(GIVEN).model_dump_json())
-    assert local.run(path, storage=tmp_path, seed=7, baseline="diloco") == 0
+    assert local.run([path], storage=tmp_path, seed=7, baseline="diloco") == 0
     assert ran == [baseline_of(parse_spec({**GIVEN, "seed": 7}), "diloco")]

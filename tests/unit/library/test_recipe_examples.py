@@ -10,7 +10,8 @@ import pytest
 
 from codistill.evaluate import predictions_schema
 from codistill.recipes import open_recipe
-from codistill.spec_errors import load_spec, parse_spec
+from codistill.spec_errors import parse_spec
+from codistill.spec_files import load_spec
 from jobs import examples
 from tests.datasets import synthetic_datasets
 from tests.support import merge, new_run, run_in_turns

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codistill.spec import JobSpec
-from codistill.spec_errors import MAX_SPEC_BYTES, SpecError, load_spec, parse_spec
+from codistill.spec import AdamW, JobSpec
+from codistill.spec_errors import MAX_SPEC_BYTES, SpecError, parse_spec
+from codistill.spec_files import load_spec
 
 NESTEROV = {"kind": "sgd", "momentum": 0.0, "nesterov": True}
 
@@ -118,6 +119,11 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "good.toml").write_text('seed = 3\n[method]\nkind = "solo"\n')
     assert load_spec(tmp_path / "good.toml").seed == 3
     (tmp_path / "bad.toml").write_text("seed = \n")
+    (tmp_path / "bad.yaml").write_text("seed: 3\n  name: [")
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "latin.toml").write_bytes(b'name = "\xe9"')
     (tmp_path / "big.json").write_text(" " * (MAX_SPEC_BYTES + 1))
     (tmp_path / "dated.toml").write_text("seed = 2020-01-01\n")
     for name, message in {
@@ -125,10 +131,39 @@ def test_files(tmp_path: Path) -> None:
         "big.json": "at most 262,144 are accepted",
         "dated.toml": "JSON values only",
         "missing.toml": "No such file",
-        "spec.yaml": "ends in .toml or .json",
+        "spec.ini": "ends in .toml, .yaml, .yml, .json",
+        "bad.yaml": "is not valid YAML: .* line 2",
+        "bad.json": "is not valid JSON",
+        "deep.json": "is not valid JSON",
+        "list.yaml": "should be an object",
+        "latin.toml": "is not valid TOML",
     }.items():
         with pytest.raises(SpecError, match=message):
             load_spec(tmp_path / name)
+
+
+def test_files_are_merged_from_left_to_right(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("a.toml", "b.yaml", "c.json"))
+    first.write_text(
+        'name = "first"\ncontrols = ["solo", "smoothing"]\n[training]\nsteps = 5\nbatch_size = 7\n'
+        '[training.optimizer]\nkind = "sgd"\nmomentum = 0.5\n'
+    )
+    second.write_text("name: second\ncontrols: [solo]\ntraining:\n  steps: 6\n  optimizer:\n    kind: adamw\n")
+    third.write_text('{"training": {"steps": 8}}')
+    spec = load_spec(first, second, third, settings={"seed": 4, "training": {"batch_size": 9}})
+    assert (spec.name, spec.seed, spec.controls) == ("second", 4, ("solo",))
+    assert (spec.training.steps, spec.training.batch_size) == (8, 9)
+    assert spec.training.optimizer == AdamW(), "another kind begins anew"
+    assert load_spec(second, first).training.steps == 5
+    # What YAML takes for something else is refused, never guessed.
+    for text, path in (
+        ("name: no", "name"),
+        ("training:\n  optimizer:\n    kind: sgd\n    momentum: 1e-5", "momentum"),
+    ):
+        second.write_text(text)
+        with pytest.raises(SpecError) as refused:
+            load_spec(second)
+        assert refused.value.problems[0].path.endswith(path)
 
 
 def test_every_field_is_described() -> None:
