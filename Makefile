@@ -52,7 +52,8 @@ test-page: $(READY)
 
 # The tests of the service once more, with every store in a PostgreSQL server that they start.
 test-postgres: $(READY)
-	CODISTILL_TEST_STORE=postgresql $(BIN)/python -m pytest tests/unit/jobs tests/service tests/page
+	CODISTILL_TEST_STORE=postgresql $(BIN)/python -m pytest tests/unit/jobs -n auto --maxprocesses 4
+	CODISTILL_TEST_STORE=postgresql $(BIN)/python -m pytest tests/service tests/page
 
 # Debian's package has the tool and a server: the tool alone is taken out of it.
 test-deploy: $(READY)

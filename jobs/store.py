@@ -164,7 +164,7 @@ class Store:
         """Newest first, at most `limit`, older than `before_seq`."""
         query = sa.select(JOBS).where(*_conditions(only)).order_by(JOBS.c.seq.desc()).limit(limit)
         if before_seq is not None:
-            query = query.where(JOBS.c.seq < before_seq)
+            query = query.where(JOBS.c.seq < _any(before_seq))
         with self._database.transaction() as connection:
             return [_job(row) for row in connection.execute(query)]
 
@@ -211,7 +211,8 @@ class Store:
         On PostgreSQL two transactions may commit in the other order than they were numbered; whoever was between them
         misses the first. What is told beside it, a job's state, is then true all the same.
         """
-        query = sa.select(TRANSITIONS).where(TRANSITIONS.c.seq > after_seq).order_by(TRANSITIONS.c.seq).limit(limit)
+        later = TRANSITIONS.c.seq > _any(after_seq)
+        query = sa.select(TRANSITIONS).where(later).order_by(TRANSITIONS.c.seq).limit(limit)
         if job_id is not None:
             query = query.where(TRANSITIONS.c.job_id == job_id)
         if owner is not None:
@@ -350,6 +351,11 @@ def _check_not_needed(connection: sa.Connection, job_id: str) -> None:
     students = connection.execute(query).scalars().all()
     if students:
         raise StillNeeded(f"{students[0]} learns from it and has not ended")
+
+
+def _any(number: int) -> sa.ColumnElement[int]:
+    """A number that somebody sent: PostgreSQL would refuse to compare the column with one that does not fit into it."""
+    return sa.literal(number, sa.BigInteger)
 
 
 def _conditions(only: Filter) -> list[sa.ColumnElement[bool]]:

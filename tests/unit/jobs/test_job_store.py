@@ -150,12 +150,14 @@ def test_pages_are_newest_first_and_never_skip(store: Store) -> None:
     first = store.page(limit=2)
     assert [j.id for j in first] == [jobs[4].id, jobs[3].id]
     assert [j.id for j in store.page(limit=9, before_seq=first[-1].seq)] == [jobs[2].id, jobs[1].id, jobs[0].id]
+    assert len(store.page(limit=9, before_seq=2**63 - 1)) == 5
     assert [j.id for j in store.page(limit=9, only=Filter(states=[State.ADMITTED]))] == [jobs[1].id]
     assert [j.id for j in store.in_states([State.QUEUED])] == [jobs[0].id, jobs[2].id, jobs[3].id, jobs[4].id]
 
 
 def test_changes_are_numbered_over_all_jobs_and_filtered_by_owner_or_job(store: Store) -> None:
     assert store.newest_change() == 0
+    assert store.changes(2**63 - 1) == []
     mine, bobs = store.create(JobSpec()), store.submit(Submission(JobSpec(), Caller("bob", Scope.WRITE)))
     store.move(mine, State.FAILED, reason=Reason("storage", "gone"))
 
