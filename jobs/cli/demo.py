@@ -267,11 +267,17 @@ def _report(place: Path, arms: Mapping[str, Sequence[str]]) -> None:
     say(f"\nrun directories: {storage}")
     say("the demo's service has ended, and its page with it")
     say("next:")
-    say(f"  CODISTILL_HOME={shlex.quote(str(place))} codistill serve")
+    say(f"  {again(place, os.environ)}")
     say(f"                                                       # these jobs on the page again, at {DEFAULT_URL}/")
     say("  codistill init my.toml && codistill run my.toml      # change what you like, train here")
     say("  codistill serve                                      # then, elsewhere: codistill submit my.toml --watch")
     say(f"  codistill compare --storage {storage} {words}")
+
+
+def again(place: Path, environment: Mapping[str, str]) -> str:
+    """The command that has a demo's jobs on the page, for whoever has this environment."""
+    own_store = "CODISTILL_DATABASE= " if environment.get("CODISTILL_DATABASE") else ""
+    return f"{own_store}CODISTILL_HOME={shlex.quote(str(place))} codistill serve"
 
 
 def verdict(comparison: Comparison) -> str:

@@ -533,6 +533,8 @@ def test_a_demo_keeps_to_its_own_store(tmp_path: Path, monkeypatch: pytest.Monke
     environment = demo._environment(place)
     assert environment["CODISTILL_HOME"] == str(place)
     assert "CODISTILL_DATABASE" not in environment
+    assert demo.again(Path("/a b"), {}) == "CODISTILL_HOME='/a b' codistill serve"
+    assert demo.again(Path("/a"), os.environ) == "CODISTILL_DATABASE= CODISTILL_HOME=/a codistill serve"
 
 
 @pytest.mark.parametrize(("kept", "left"), [(("jobs.db",), ["runs", "service"]), ((), ["runs"])])
