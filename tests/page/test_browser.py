@@ -291,18 +291,22 @@ def test_what_a_job_has_left_is_taken_away(visit: Visit, place: Place) -> None:
 
 def test_what_was_refused_is_marked_where_it_was(visit: Visit, place: Place) -> None:
     job = place.running(name="refused", exchange={"max_lag_steps": 60, "max_offset_steps": 5000})
-    place.measure(job, range(0, 300, 10))
+    place.measure(job, range(0, 1000, 10))
     for step, verdict in ((55, "bad_digest"), (125, "non_finite"), (126, "norm_out_of_bound"), (131, "too_old")):
         place.refuse(job, step, verdict)
     page = visit.open(f"/jobs/{job}")
     chart = page.locator("section.chart", has=page.get_by_role("heading", name="Staleness of teachers"))
     expect(chart).to_contain_text("max_lag_steps is 60. max_offset_steps is 5\u202f000, far above.")
     legend = chart.locator(".legend")
-    for says in ("✕replica-0 refuses replica-1 1", "◆replica-0 puts replica-1 in quarantine 2"):
+    for says in ("✕replica-0 refuses replica-1 1", "◆replica-0 puts replica-1 in quarantine 2", "too old 1"):
         expect(legend).to_contain_text(says)
     chart.get_by_text("Table").click()
     told = chart.locator(".refusals tbody tr")
     expect(told).to_have_text(["replica-1replica-0121", "replica-0replica-1000"])
+    firsts = chart.locator("td:first-child").all_inner_texts()
+    steps = [int(text) for text in firsts if text.isdigit()]
+    assert {55, 125, 126} <= set(steps), "never left out, as of 104 steps most are"
+    assert len(steps) < 50
     assert page.evaluate(IN_ONE_ROW, ["Staleness of teachers", "--bad"]) > 0.3, "a dashed line, all across"
     peers = page.locator("section", has=page.get_by_role("heading", name="Who taught whom"))
     expect(peers.locator("tbody tr").first.locator("td").last).to_have_text("3")

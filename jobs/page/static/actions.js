@@ -100,7 +100,7 @@ export class Actions {
     const message = error instanceof SyntaxError ? `This is no JSON: ${error.message}` : error.message;
     const errors = error instanceof Problem && error.errors.length ? error.errors : [{ path: "", message, allowed: [] }];
     this.says("bad", h("ul", {}, ...errors.map(({ path, message: text, allowed }) => {
-      // The list of what may change stands below, and needs not be said with each key.
+      // What may change stands below.
       const list = allowed.join(", ");
       const short = list && list === this.may() && text.endsWith(list) ? `${text.slice(0, -list.length)}what is listed below` : text;
       if (short !== text) $(`may-${this.way}`).open = true;

@@ -3,9 +3,8 @@
 import { h, number, whole } from "./dom.js";
 
 const TABLE_ROWS = 40;
-// A limit further up than this many times the greatest value would press all lines to the ground.
-const NEAR = 3;
-/** Signs of single points. */
+// A limit further up than this many times the height of all lines would press them to the ground.
+const NEAR = 2;
 const SIGNS = { refused: "✕", quarantined: "◆", "too old": "•" };
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const all = new Set();
@@ -74,8 +73,8 @@ export class Chart {
     this.lines = lines.filter((line) => line.series.steps.length > 0);
     this.box.hidden = this.lines.length === 0;
     if (this.box.hidden) return;
-    const most = Math.max(1, ...this.lines.map(({ series }) => series.values.reduce((a, b) => Math.max(a, b), 0)));
-    this.limits = limits.filter(({ value }) => value <= NEAR * most);
+    const [low, high] = [Math.min, Math.max].map((pick) => this.lines.reduce((found, { series }) => series.values.reduce((a, b) => pick(a, b), found), 0));
+    this.limits = limits.filter(({ value }) => value <= high + NEAR * (high - low));
     const told = limits.map((limit) => `${limit.name} is ${whole(limit.value)}${this.limits.includes(limit) ? "" : ", far above"}.`);
     this.words.textContent = [this.hint, ...told, thinned ? "Thinned: extremes are kept." : ""].filter(Boolean).join(" ");
     this.words.hidden = this.words.textContent === "";
@@ -164,9 +163,10 @@ export class Chart {
       ctx.fillStyle = colour(index);
       plot.data[i + 1].forEach((value, at) => {
         if (value === null || value === undefined) return;
-        const place = [SIGNS[mark], plot.valToPos(plot.data[0][at], "x", true), plot.valToPos(value, "y", true)];
-        ctx.strokeText(...place);
-        ctx.fillText(...place);
+        const [x, y] = [plot.valToPos(plot.data[0][at], "x", true), plot.valToPos(value, "y", true)];
+        if (mark === "too old") { ctx.fillRect(x - scale, y - scale, 2 * scale, 2 * scale); return; }
+        ctx.strokeText(SIGNS[mark], x, y);
+        ctx.fillText(SIGNS[mark], x, y);
       });
     });
     ctx.restore();
@@ -207,10 +207,11 @@ export class Chart {
     if (!this.table.open) return;
     const [steps, ...columns] = this.joined();
     const stride = Math.max(1, Math.ceil(steps.length / TABLE_ROWS));
-    const marked = columns.filter((_, line) => this.lines[line].mark);
-    const picked = [...steps.keys()].filter((i) => (steps.length - 1 - i) % stride === 0 || (stride > 1 && marked.some((column) => typeof column[i] === "number")));
+    const rare = columns.filter((_, line) => ["refused", "quarantined"].includes(this.lines[line].mark));
+    const even = (i) => (steps.length - 1 - i) % stride === 0;
+    const found = [...steps.keys()].filter((i) => even(i) || rare.some((column) => typeof column[i] === "number"));
+    const picked = found.length > 4 * TABLE_ROWS ? found.filter(even) : found;
     const head = h("thead", {}, h("tr", {}, h("th", { class: "number" }, this.x), ...this.lines.map(({ label }) => h("th", { class: "number" }, label))));
-    if (picked.length > 4 * TABLE_ROWS) picked.splice(0, picked.length - 4 * TABLE_ROWS);
     const body = picked.map((i) => h("tr", {}, h("td", { class: "number" }, whole(steps[i])), ...columns.map((column) => h("td", { class: "number" }, this.text(column[i])))));
     const caption = h("caption", {}, `${picked.length} of ${whole(steps.length)} steps`);
     this.table.lastChild.replaceChildren(h("table", {}, caption, head, h("tbody", {}, ...body)));

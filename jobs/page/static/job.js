@@ -174,7 +174,7 @@ const FOUND = {
   "too old": (teacher) => `finds ${teacher} too old`,
 };
 
-/** Of one teacher of a replica: snapshots refused, those among them that put it in quarantine, steps in which it was too old. */
+/** Of one teacher of a replica: snapshots refused, more that put it in quarantine, steps in which it was too old. */
 function refusals(record, teacher) {
   const counts = { refused: 0, quarantined: 0, "too old": 0 };
   for (const { verdict, rows } of record.totals.filter((total) => total.teacher === teacher && total.verdict !== "accepted")) counts[kindOf(verdict)] += rows;

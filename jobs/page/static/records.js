@@ -4,7 +4,7 @@ import { rows } from "./api.js";
 import { Series } from "./charts.js";
 
 const MAX_POINTS = 2000;
-// What a verdict other than "accepted" means to who looks at the chart. Of a snapshot once, of what is too old in every step.
+// Verdicts other than "accepted": of a snapshot once, of what is too old in every step.
 const KINDS = { non_finite: "quarantined", norm_out_of_bound: "quarantined", too_old: "too old" };
 export const kindOf = (verdict) => KINDS[verdict] ?? "refused";
 
