@@ -34,7 +34,8 @@ from jobs.pruner import Pruner
 from jobs.queue import admit
 from jobs.runner import Runner, RunnerError, submission_id
 from jobs.status import RESERVING, State
-from jobs.store import LostRace, Store
+from jobs.store import Store
+from jobs.store_terms import LostRace
 
 log = logging.getLogger("codistill.manager")
 

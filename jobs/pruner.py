@@ -10,7 +10,8 @@ from pathlib import Path
 from codistill.run_dir import RunDir
 from jobs.callers import Caller, Scope
 from jobs.retention import DAY_S, prunable
-from jobs.store import LostRace, StillNeeded, Store
+from jobs.store import Store
+from jobs.store_terms import LostRace, StillNeeded
 
 log = logging.getLogger("codistill.manager")
 

@@ -23,7 +23,8 @@ from jobs.routes import build_api
 from jobs.routes.backend import Backend
 from jobs.runner import connect_runner
 from jobs.serve_settings import Settings
-from jobs.store import Quota, Store
+from jobs.store import Store
+from jobs.store_terms import Quota
 
 APP_NAME = "codistill"
 NODE_LABEL = "ray.io/node-id"

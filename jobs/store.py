@@ -7,8 +7,8 @@ manager's changes hold only while its lease does. SQLite and PostgreSQL take the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,7 +18,7 @@ from codistill.price import likeness
 from codistill.spec import JobSpec
 from jobs.accounts import Accounts
 from jobs.audit import AuditRow, note, rows_of
-from jobs.callers import LOCAL, Caller
+from jobs.callers import Caller
 from jobs.database import Database
 from jobs.figures import Facts
 from jobs.job import Change, Job, Reason, Transition, new_job_id
@@ -27,73 +27,24 @@ from jobs.queue import Standing
 from jobs.retention import Past
 from jobs.status import TERMINAL, State, check
 from jobs.store_facts import read_facts
+from jobs.store_parts import (
+    any_integer,
+    as_json,
+    check_not_needed,
+    check_room,
+    compare_and_set,
+    conditions,
+    hold,
+    job_of,
+    log_change,
+    read_job,
+    same_request,
+    transition_of,
+)
+from jobs.store_terms import ALL, STANDARD, Filter, LostRace, Quota, Submission
 from jobs.store_usage import keep_usage, read_usage
-from jobs.tables import IDEMPOTENCY, JOBS, LEASE, TRANSITIONS
+from jobs.tables import IDEMPOTENCY, JOBS, TRANSITIONS
 from jobs.usage import Usage
-
-
-class LostRace(RuntimeError):
-    """Somebody else changed the job first, or the lease has gone to another manager: look again, then decide again."""
-
-
-class KeyConflict(RuntimeError):
-    """An idempotency key was used before, for another request."""
-
-
-class ParentGone(RuntimeError):
-    """The job to go on from has been deleted."""
-
-
-class StillNeeded(RuntimeError):
-    """Another job is to go on from this one, or learns from it; the message names it."""
-
-
-class QueueFull(RuntimeError):
-    """As many jobs wait as may; the message says of whom."""
-
-
-@dataclass(frozen=True)
-class Quota:
-    """How many jobs may wait."""
-
-    queued: int = 1000
-    queued_per_owner: int = 100
-    """Less than all, so that no owner can shut the others out."""
-
-    @staticmethod
-    def alone(queued: int = 1000) -> Quota:
-        """Where there is one owner."""
-        return Quota(queued, queued_per_owner=queued)
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A job to be added."""
-
-    spec: JobSpec
-    by: Caller = LOCAL
-    parent: str | None = None
-    action: str = "submit"
-    """What the audit calls it."""
-    key: str | None = None
-    """Of the same caller, the same key means the same job."""
-    digest: str = ""
-    """Of all that was asked for, to see whether it is the same."""
-    estimate: Mapping[str, Any] | None = None
-    """What the caller was told that it will take."""
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Which jobs to list; what is None or empty lets all pass."""
-
-    owner: str | None = None
-    states: Sequence[State] = ()
-    labels: Mapping[str, str] = field(default_factory=dict[str, str])
-    name: str | None = None
-    parent: str | None = None
-    created_from: float | None = None
-    created_before: float | None = None
 
 
 class Store:
@@ -117,7 +68,7 @@ class Store:
         """Add a job in QUEUED; it is on the disk when this returns."""
         return self.submit(Submission(spec))
 
-    def submit(self, asked: Submission, quota: Quota = Quota()) -> Job:
+    def submit(self, asked: Submission, quota: Quota = STANDARD) -> Job:
         """The same, for a caller; what the same key has brought about before is returned, whatever became of it.
 
         Raises `KeyConflict`, `QueueFull`, and `ParentGone`.
@@ -142,37 +93,37 @@ class Store:
             "state_since": now,
         }
         with self._database.one_at_a_time() as connection:
-            if asked.key is not None and (earlier := _same_request(connection, asked)) is not None:
+            if asked.key is not None and (earlier := same_request(connection, asked)) is not None:
                 return earlier
-            _check_room(connection, asked.by.owner, quota)
+            check_room(connection, asked.by.owner, quota)
             if asked.parent is not None:
-                _hold(connection, asked.parent)
+                hold(connection, asked.parent)
             connection.execute(sa.insert(JOBS).values(**row))
             if asked.key is not None:
                 key = {"owner": asked.by.owner, "key": asked.key, "digest": asked.digest, "job_id": job_id}
                 connection.execute(sa.insert(IDEMPOTENCY).values(**key, created_at=now))
-            _log(connection, job_id, State.QUEUED, 0, None, now)
+            log_change(connection, job_id, State.QUEUED, 0, None, now)
             note(connection, asked.by, asked.action, job_id, now)
-            return _one(connection, job_id)
+            return read_job(connection, job_id)
 
     def get(self, job_id: str) -> Job | None:
         with self._database.transaction() as connection:
             row = connection.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).one_or_none()
-        return None if row is None else _job(row)
+        return None if row is None else job_of(row)
 
-    def page(self, *, limit: int, before_seq: int | None = None, only: Filter = Filter()) -> list[Job]:
+    def page(self, *, limit: int, before_seq: int | None = None, only: Filter = ALL) -> list[Job]:
         """Newest first, at most `limit`, older than `before_seq`."""
-        query = sa.select(JOBS).where(*_conditions(only)).order_by(JOBS.c.seq.desc()).limit(limit)
+        query = sa.select(JOBS).where(*conditions(only)).order_by(JOBS.c.seq.desc()).limit(limit)
         if before_seq is not None:
-            query = query.where(JOBS.c.seq < _any(before_seq))
+            query = query.where(JOBS.c.seq < any_integer(before_seq))
         with self._database.transaction() as connection:
-            return [_job(row) for row in connection.execute(query)]
+            return [job_of(row) for row in connection.execute(query)]
 
     def in_states(self, states: Iterable[State]) -> list[Job]:
         """All jobs in any of `states`, oldest first."""
         query = sa.select(JOBS).where(JOBS.c.state.in_([s.value for s in states])).order_by(JOBS.c.seq)
         with self._database.transaction() as connection:
-            return [_job(row) for row in connection.execute(query)]
+            return [job_of(row) for row in connection.execute(query)]
 
     def alike(self, likeness: str, *, owner: str | None, limit: int) -> list[Job]:
         """At most `limit` jobs of the same likeness that have succeeded, newest first; those that go on from others, of
@@ -182,7 +133,7 @@ class Store:
             wanted.append(JOBS.c.owner == owner)
         query = sa.select(JOBS).where(*wanted).order_by(JOBS.c.seq.desc()).limit(limit)
         with self._database.transaction() as connection:
-            return [_job(row) for row in connection.execute(query)]
+            return [job_of(row) for row in connection.execute(query)]
 
     def standings(self, states: Iterable[State]) -> list[Standing]:
         """Of all jobs in any of `states` what the order of the queue depends on, oldest first."""
@@ -201,7 +152,7 @@ class Store:
         query = sa.select(TRANSITIONS).where(TRANSITIONS.c.job_id == job_id).order_by(TRANSITIONS.c.seq)
         with self._database.transaction() as connection:
             rows = connection.execute(query).all()
-        return [_transition(row) for row in rows]
+        return [transition_of(row) for row in rows]
 
     def changes(
         self, after_seq: int, *, owner: str | None = None, job_id: str | None = None, limit: int = 500
@@ -211,14 +162,14 @@ class Store:
         On PostgreSQL two transactions may commit in the other order than they were numbered; whoever was between them
         misses the first. What is told beside it, a job's state, is then true all the same.
         """
-        later = TRANSITIONS.c.seq > _any(after_seq)
+        later = TRANSITIONS.c.seq > any_integer(after_seq)
         query = sa.select(TRANSITIONS).where(later).order_by(TRANSITIONS.c.seq).limit(limit)
         if job_id is not None:
             query = query.where(TRANSITIONS.c.job_id == job_id)
         if owner is not None:
             query = query.join(JOBS, JOBS.c.id == TRANSITIONS.c.job_id).where(JOBS.c.owner == owner)
         with self._database.transaction() as connection:
-            return [Change(row.seq, row.job_id, _transition(row)) for row in connection.execute(query)]
+            return [Change(row.seq, row.job_id, transition_of(row)) for row in connection.execute(query)]
 
     def newest_change(self) -> int:
         """Number of the last transition; 0 when there was none."""
@@ -266,33 +217,38 @@ class Store:
         """
         check(job.state, to)
         now = self._clock()
-        values: dict[str, Any] = {"state": to.value, "reason": _json(reason), "state_since": now, "updated_at": now}
+        values: dict[str, Any] = {
+            "state": to.value,
+            "reason": as_json(reason),
+            "state_since": now,
+            "updated_at": now,
+        }
         if fence is not None:
             values |= {"fence": fence, "attempts": job.attempts + 1, "submission_id": submission_id}
             values["started_at"] = job.started_at or now
         if first_cause is not None:
-            values["first_cause"] = _json(first_cause)
+            values["first_cause"] = as_json(first_cause)
         if to in TERMINAL:
             values["ended_at"] = now
         with self._database.transaction(write=True) as connection:
-            _compare_and_set(connection, job, values, lease)
-            _log(connection, job.id, to, job.fence if fence is None else fence, reason, now)
+            compare_and_set(connection, job, values, lease)
+            log_change(connection, job.id, to, job.fence if fence is None else fence, reason, now)
             if by is not None:
                 note(connection, by, "cancel", job.id, now)
-            return _one(connection, job.id)
+            return read_job(connection, job.id)
 
     def explain_wait(self, job: Job, reason: Reason, *, lease: int | None = None) -> None:
         """Say why `job` is still where it is. Not a change of state. Raises `LostRace`."""
         with self._database.transaction(write=True) as connection:
-            _compare_and_set(connection, job, {"reason": _json(reason), "updated_at": self._clock()}, lease)
+            compare_and_set(connection, job, {"reason": as_json(reason), "updated_at": self._clock()}, lease)
 
     def set_priority(self, job: Job, priority: int, *, by: Caller) -> Job:
         """Where it stands among those that wait. Raises `LostRace`."""
         now = self._clock()
         with self._database.transaction(write=True) as connection:
-            _compare_and_set(connection, job, {"priority": priority, "updated_at": now}, None)
+            compare_and_set(connection, job, {"priority": priority, "updated_at": now}, None)
             note(connection, by, "priority", job.id, now)
-            return _one(connection, job.id)
+            return read_job(connection, job.id)
 
     def delete(self, job: Job, *, by: Caller, action: str = "delete") -> None:
         """Forget a job that has ended; the audit stays, and what it reserved. Raises `LostRace`, and `StillNeeded`."""
@@ -304,107 +260,5 @@ class Store:
             keep_usage(connection, job.id, self._clock())
             if connection.execute(sa.delete(JOBS).where(JOBS.c.id == job.id)).rowcount != 1:
                 raise LostRace(f"{job.id} is no longer there")
-            _check_not_needed(connection, job.id)  # now that nobody can add another
+            check_not_needed(connection, job.id)  # now that nobody can add another
             note(connection, by, action, job.id, self._clock())
-
-
-# ---------------------------------------------------------------- parts of a transaction
-
-
-def _same_request(connection: sa.Connection, asked: Submission) -> Job | None:
-    """What the caller's key has brought about before."""
-    query = sa.select(IDEMPOTENCY).where(IDEMPOTENCY.c.owner == asked.by.owner, IDEMPOTENCY.c.key == asked.key)
-    row = connection.execute(query).one_or_none()
-    if row is None:
-        return None
-    if row.digest != asked.digest:
-        raise KeyConflict(f"the key has been used for {row.job_id}, which was another request")
-    return _one(connection, row.job_id)
-
-
-def _check_room(connection: sa.Connection, owner: str, quota: Quota) -> None:
-    waiting = sa.select(sa.func.count()).select_from(JOBS).where(JOBS.c.state == State.QUEUED.value)
-    if connection.execute(waiting).scalar_one() >= quota.queued:
-        raise QueueFull(f"{quota.queued:,} jobs wait already, which is as many as may")
-    if connection.execute(waiting.where(JOBS.c.owner == owner)).scalar_one() >= quota.queued_per_owner:
-        raise QueueFull(f"{quota.queued_per_owner:,} jobs of {owner} wait already, which is as many as may")
-
-
-def _hold(connection: sa.Connection, parent: str) -> None:
-    """Keep a job from being deleted until the transaction ends."""
-    query = sa.select(JOBS.c.id).where(JOBS.c.id == parent).with_for_update()
-    if connection.execute(query).one_or_none() is None:
-        raise ParentGone(f"{parent} has just been deleted")
-
-
-def _check_not_needed(connection: sa.Connection, job_id: str) -> None:
-    """Once a job has begun it has all that it needs of its parent."""
-    waiting = [State.QUEUED.value, State.ADMITTED.value]
-    query = sa.select(JOBS.c.id).where(JOBS.c.parent == job_id, JOBS.c.state.in_(waiting)).order_by(JOBS.c.seq)
-    children = connection.execute(query).scalars().all()
-    if children:
-        raise StillNeeded(f"{children[0]} is to go on from it and has not begun")
-    # A teacher is opened again in every attempt.
-    teacher = JOBS.c.spec["method", "teacher", "job"].as_string()
-    going = [state.value for state in State if state not in TERMINAL]
-    query = sa.select(JOBS.c.id).where(JOBS.c.state.in_(going), teacher == job_id).order_by(JOBS.c.seq)
-    students = connection.execute(query).scalars().all()
-    if students:
-        raise StillNeeded(f"{students[0]} learns from it and has not ended")
-
-
-def _any(number: int) -> sa.ColumnElement[int]:
-    """A number that somebody sent: PostgreSQL would refuse to compare the column with one that does not fit into it."""
-    return sa.literal(number, sa.BigInteger)
-
-
-def _conditions(only: Filter) -> list[sa.ColumnElement[bool]]:
-    texts = [*only.labels, *only.labels.values(), only.owner or "", only.name or "", only.parent or ""]
-    if any("\0" in text for text in texts):
-        return [sa.false()]  # no text in PostgreSQL has a NUL, and to ask for one is an error
-    found = [JOBS.c.labels[key].as_string() == value for key, value in only.labels.items()]
-    if only.states:
-        found.append(JOBS.c.state.in_([state.value for state in only.states]))
-    for column, value in ((JOBS.c.owner, only.owner), (JOBS.c.name, only.name), (JOBS.c.parent, only.parent)):
-        if value is not None:
-            found.append(column == value)
-    if only.created_from is not None:
-        found.append(JOBS.c.created_at >= only.created_from)
-    if only.created_before is not None:
-        found.append(JOBS.c.created_at < only.created_before)
-    return found
-
-
-def _compare_and_set(connection: sa.Connection, job: Job, values: dict[str, Any], lease: int | None) -> None:
-    change = sa.update(JOBS).where(JOBS.c.id == job.id, JOBS.c.state == job.state.value, JOBS.c.fence == job.fence)
-    # The row of the lease stays locked to the end of the transaction: it cannot move on between look and change.
-    held = sa.select(LEASE.c.fence).where(LEASE.c.id == 1).with_for_update(read=True)
-    moved_on = lease is not None and connection.execute(held).scalar_one() != lease
-    if moved_on or connection.execute(change.values(**values)).rowcount != 1:
-        raise LostRace(f"{job.id} is no longer in {job.state} with fence {job.fence}, or the lease has moved on")
-
-
-def _log(connection: sa.Connection, job_id: str, state: State, fence: int, reason: Reason | None, now: float) -> None:
-    row = {"job_id": job_id, "state": state.value, "fence": fence, "reason": _json(reason), "time": now}
-    connection.execute(sa.insert(TRANSITIONS).values(**row))
-
-
-def _one(connection: sa.Connection, job_id: str) -> Job:
-    return _job(connection.execute(sa.select(JOBS).where(JOBS.c.id == job_id)).one())
-
-
-def _transition(row: sa.Row[Any]) -> Transition:
-    return Transition(State(row.state), row.fence, Reason.from_json(row.reason), row.time)
-
-
-def _json(reason: Reason | None) -> dict[str, Any] | None:
-    return None if reason is None else reason.as_json()
-
-
-def _job(row: sa.Row[Any]) -> Job:
-    values: dict[str, Any] = dict(row._mapping)  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
-    values["spec_json"] = values.pop("spec")
-    values["state"] = State(values["state"])
-    values["reason"] = Reason.from_json(values["reason"])
-    values["first_cause"] = Reason.from_json(values["first_cause"])
-    return Job(**values)

@@ -20,7 +20,8 @@ from jobs.job import Job
 from jobs.problems import ApiProblem
 from jobs.queue import positions
 from jobs.status import RESERVING, State
-from jobs.store import Quota, Store
+from jobs.store import Store
+from jobs.store_terms import Quota
 from jobs.views import full, summary
 
 

@@ -21,7 +21,7 @@ from jobs.routes import shapes
 from jobs.routes.backend import Backend, Reader
 from jobs.routes.reading import MAX_INTEGER
 from jobs.status import TERMINAL
-from jobs.store import Filter
+from jobs.store_terms import Filter
 from jobs.views import finite
 
 log = logging.getLogger("codistill.api")

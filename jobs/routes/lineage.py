@@ -22,7 +22,7 @@ from jobs.routes.pricing import price_of
 from jobs.routes.submission import Key, add, digest_of, read_body, refuse_impossible, refuse_unknown_teacher
 from jobs.status import TERMINAL
 from jobs.storage import check_storage
-from jobs.store import Submission
+from jobs.store_terms import Submission
 
 
 class Wanted(BaseModel):

@@ -15,7 +15,7 @@ from jobs.queue import in_turn
 from jobs.routes import shapes
 from jobs.routes.backend import Backend, Reader
 from jobs.status import RESERVING, State
-from jobs.store import Filter
+from jobs.store_terms import Filter
 from jobs.views import rfc3339
 
 MAX_INTEGER = 2**63 - 1

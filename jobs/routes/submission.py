@@ -24,7 +24,7 @@ from jobs.routes.backend import Backend, Reader, Writer
 from jobs.routes.pricing import price_of
 from jobs.status import TERMINAL, State
 from jobs.storage import check_storage
-from jobs.store import KeyConflict, LostRace, ParentGone, QueueFull, StillNeeded, Submission
+from jobs.store_terms import KeyConflict, LostRace, ParentGone, QueueFull, StillNeeded, Submission
 
 CANCEL_REASON = Reason("cancel_requested", "a user asked for it")
 QUEUE_RETRY_S = 10.0

@@ -20,7 +20,8 @@ from jobs.job import Job
 from jobs.routes import build_api
 from jobs.routes.backend import Backend
 from jobs.status import State
-from jobs.store import Store, Submission
+from jobs.store import Store
+from jobs.store_terms import Submission
 from tests.datasets import write_images
 from tests.stores import new_store
 from tests.unit.jobs.fakes import result, spec

@@ -21,7 +21,7 @@ from jobs.client import Client, ServiceRefused
 from jobs.job import Reason
 from jobs.retention import DAY_S, Past, is_kept, prunable
 from jobs.status import State
-from jobs.store import Submission
+from jobs.store_terms import Submission
 from tests.unit.jobs.test_cli import Server
 
 Call = Callable[..., tuple[int, str, str]]

@@ -19,7 +19,8 @@ from jobs.rate import Buckets, Rate
 from jobs.routes import build_api
 from jobs.routes.backend import Backend
 from jobs.status import State
-from jobs.store import Quota, Store
+from jobs.store import Store
+from jobs.store_terms import Quota
 from tests.stores import new_store, sqlite_store
 from tests.unit.jobs.fakes import Clock
 

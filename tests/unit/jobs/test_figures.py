@@ -22,7 +22,8 @@ from jobs.manager_loop import ManagerLoop
 from jobs.routes import build_api
 from jobs.routes.backend import Backend
 from jobs.status import State
-from jobs.store import Store, Submission
+from jobs.store import Store
+from jobs.store_terms import Submission
 from tests.unit.jobs.fakes import Clock, beat, spec
 
 

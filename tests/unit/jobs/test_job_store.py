@@ -24,8 +24,10 @@ from jobs.callers import Caller, Scope
 from jobs.errors import StoreError
 from jobs.job import Reason, new_job_id
 from jobs.status import IllegalTransition, State
-from jobs.store import Filter, LostRace, QueueFull, Quota, Store, Submission, _compare_and_set
+from jobs.store import Store
 from jobs.store_engine import make_engine, migrate
+from jobs.store_parts import compare_and_set
+from jobs.store_terms import Filter, LostRace, QueueFull, Quota, Submission
 from tests.unit.jobs.fakes import Clock, spec
 
 
@@ -104,7 +106,8 @@ def test_a_stale_view_loses_by_state_and_by_fence(store: Store) -> None:
 def test_of_many_movers_one_wins_also_across_processes(store: Store, store_url: str) -> None:
     url, job = store_url, store.create(JobSpec())
     program = (
-        "import sys\nfrom jobs.store import Store, LostRace\nfrom jobs.status import State\n"
+        "import sys\nfrom jobs.status import State\nfrom jobs.store import Store\n"
+        "from jobs.store_terms import LostRace\n"
         f"store = Store.open({url!r}); job = store.get({job.id!r}); print('ready', flush=True); sys.stdin.readline()\n"
         "try:\n    store.move(job, State.ADMITTED); print('won')\nexcept LostRace:\n    print('lost')\n"
     )
@@ -314,7 +317,7 @@ def test_a_manager_that_is_slow_cannot_write_after_the_lease_has_moved_on(store:
     clock.now += 6.0
     with ThreadPoolExecutor(1) as pool:
         with store._database.transaction(write=True) as connection:
-            _compare_and_set(connection, job, {"state": State.ADMITTED.value}, old)
+            compare_and_set(connection, job, {"state": State.ADMITTED.value}, old)
             taken = pool.submit(store.lease.acquire, "b", 5.0)
             with pytest.raises(TimeoutError):
                 taken.result(0.2)

@@ -19,7 +19,7 @@ from jobs.cli.specs import changes_of
 from jobs.client import Client
 from jobs.manager import Manager
 from jobs.status import State
-from jobs.store import ParentGone, StillNeeded, Submission
+from jobs.store_terms import ParentGone, StillNeeded, Submission
 from tests.unit.jobs.fakes import FakeRunner, leave_checkpoints
 from tests.unit.jobs.test_api import Service, problem
 from tests.unit.jobs.test_cli import Server

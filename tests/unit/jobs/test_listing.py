@@ -11,7 +11,7 @@ import pytest
 from jobs.callers import LOCAL
 from jobs.job import Reason
 from jobs.serve_settings import Listen
-from jobs.store import Submission
+from jobs.store_terms import Submission
 from tests.unit.jobs.fakes import spec
 from tests.unit.jobs.test_api import Service, problem
 

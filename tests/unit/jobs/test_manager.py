@@ -17,7 +17,8 @@ from jobs.job import Job, Reason
 from jobs.manager import Manager
 from jobs.manager_loop import ManagerLoop
 from jobs.status import TERMINAL, State
-from jobs.store import Store, Submission
+from jobs.store import Store
+from jobs.store_terms import Submission
 from tests.stores import new_store
 from tests.unit.jobs.fakes import Clock, FakeRunner, spec
 

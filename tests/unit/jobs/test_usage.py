@@ -17,7 +17,8 @@ from jobs.job import Job
 from jobs.routes import build_api
 from jobs.routes.backend import Backend
 from jobs.status import State
-from jobs.store import Store, Submission
+from jobs.store import Store
+from jobs.store_terms import Submission
 from jobs.usage import Usage, usage_of
 from tests.unit.jobs.fakes import Clock, spec
 
