@@ -17,11 +17,13 @@ import httpx2
 
 from codistill.spec import JobSpec
 from jobs import conversation as say
+from jobs import wire
 from jobs.client import ANYTHING, DEFAULT_URL, TIMEOUT_S, Items
-from jobs.conversation import Conversation, Pause, RemoteJob, ServiceRefused, Wanted
+from jobs.conversation import Wanted
 from jobs.download import incoming
 from jobs.log_reader import LogReader
 from jobs.status import State
+from jobs.wire import Conversation, Pause, RemoteJob, ServiceRefused
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,7 +36,7 @@ class AsyncClient:
 
     def __init__(self, url: str = DEFAULT_URL, *, token: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx2.AsyncClient(**say.settings(self.url, token, timeout_s))
+        self._http = httpx2.AsyncClient(**wire.settings(self.url, token, timeout_s))
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -123,13 +125,13 @@ class AsyncClient:
                 async with self._http.stream("GET", **reader.request(job_id)) as answer:
                     if answer.is_error:
                         await answer.aread()
-                    reader.begin(say.checked(answer).headers)
+                    reader.begin(wire.checked(answer).headers)
                     async for chunk in answer.aiter_bytes():
                         write(reader.text(chunk))
-            except say.NO_ANSWER as error:  # the service may be about to come back
-                reader.dropped(say.unreachable(self.url, error))
+            except wire.NO_ANSWER as error:  # the service may be about to come back
+                reader.dropped(wire.unreachable(self.url, error))
                 ended = False
-                await asyncio.sleep(say.POLL_S)
+                await asyncio.sleep(wire.POLL_S)
 
     async def metrics(
         self, job_id: str, *, replica: str = "replica-0", names: Iterable[str] | None = None, after_step: int = -1
@@ -194,12 +196,12 @@ class AsyncClient:
             async with self._http.stream("GET", say.artifact_path(job_id, artifact)) as answer:
                 if answer.is_error:
                     await answer.aread()
-                say.checked(answer)
+                wire.checked(answer)
                 with incoming(artifact, target) as file:
                     async for chunk in answer.aiter_bytes():
                         file.write(chunk)
-        except say.NO_ANSWER as error:
-            raise say.unreachable(self.url, error) from error
+        except wire.NO_ANSWER as error:
+            raise wire.unreachable(self.url, error) from error
 
     async def alive(self) -> bool:
         """Whether anybody answers; needs no token."""
@@ -214,7 +216,7 @@ class AsyncClient:
         job_id: str,
         *,
         timeout_s: float | None = None,
-        poll_s: float = say.POLL_S,
+        poll_s: float = wire.POLL_S,
         seen: Callable[[RemoteJob], None] = lambda _job: None,
     ) -> RemoteJob:
         """The job once it has ended. Raises `TimeoutError`. `seen` is called with every answer."""
@@ -229,9 +231,9 @@ class AsyncClient:
                     step = next(conversation)
                     continue
                 try:
-                    answer = say.checked(await self._http.request(**say.request_of(step)))
-                except say.NO_ANSWER as error:
-                    step = conversation.throw(say.unreachable(self.url, error))
+                    answer = wire.checked(await self._http.request(**wire.request_of(step)))
+                except wire.NO_ANSWER as error:
+                    step = conversation.throw(wire.unreachable(self.url, error))
                 except ServiceRefused as error:
                     step = conversation.throw(error)
                 else:

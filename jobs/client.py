@@ -17,11 +17,13 @@ import httpx2
 
 from codistill.spec import JobSpec
 from jobs import conversation as say
-from jobs.conversation import Conversation, Pause, RemoteJob, ServiceRefused, ServiceUnreachable, Wanted
+from jobs import wire
+from jobs.conversation import Wanted
 from jobs.download import DownloadDiffers, incoming
 from jobs.log_reader import LogReader
 from jobs.serve_settings import DEFAULT_PORT
 from jobs.status import State
+from jobs.wire import Conversation, Pause, RemoteJob, ServiceRefused, ServiceUnreachable
 
 __all__ = ["Client", "DownloadDiffers", "RemoteJob", "ServiceRefused", "ServiceUnreachable", "Wanted"]
 
@@ -41,7 +43,7 @@ class Client:
 
     def __init__(self, url: str = DEFAULT_URL, *, token: str | None = None, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx2.Client(**say.settings(self.url, token, timeout_s))
+        self._http = httpx2.Client(**wire.settings(self.url, token, timeout_s))
 
     def __enter__(self) -> Client:
         return self
@@ -128,13 +130,13 @@ class Client:
                 with self._http.stream("GET", **reader.request(job_id)) as answer:
                     if answer.is_error:
                         answer.read()
-                    reader.begin(say.checked(answer).headers)
+                    reader.begin(wire.checked(answer).headers)
                     for chunk in answer.iter_bytes():
                         write(reader.text(chunk))
-            except say.NO_ANSWER as error:  # the service may be about to come back
-                reader.dropped(say.unreachable(self.url, error))
+            except wire.NO_ANSWER as error:  # the service may be about to come back
+                reader.dropped(wire.unreachable(self.url, error))
                 ended = False
-                time.sleep(say.POLL_S)
+                time.sleep(wire.POLL_S)
 
     def metrics(
         self, job_id: str, *, replica: str = "replica-0", names: Iterable[str] | None = None, after_step: int = -1
@@ -199,12 +201,12 @@ class Client:
             with self._http.stream("GET", say.artifact_path(job_id, artifact)) as answer:
                 if answer.is_error:
                     answer.read()
-                say.checked(answer)
+                wire.checked(answer)
                 with incoming(artifact, target) as file:
                     for chunk in answer.iter_bytes():
                         file.write(chunk)
-        except say.NO_ANSWER as error:
-            raise say.unreachable(self.url, error) from error
+        except wire.NO_ANSWER as error:
+            raise wire.unreachable(self.url, error) from error
 
     def alive(self) -> bool:
         """Whether anybody answers; needs no token."""
@@ -219,7 +221,7 @@ class Client:
         job_id: str,
         *,
         timeout_s: float | None = None,
-        poll_s: float = say.POLL_S,
+        poll_s: float = wire.POLL_S,
         seen: Callable[[RemoteJob], None] = lambda _job: None,
     ) -> RemoteJob:
         """The job once it has ended. Raises `TimeoutError`. `seen` is called with every answer."""
@@ -234,9 +236,9 @@ class Client:
                     step = next(conversation)
                     continue
                 try:
-                    answer = say.checked(self._http.request(**say.request_of(step)))
-                except say.NO_ANSWER as error:
-                    step = conversation.throw(say.unreachable(self.url, error))
+                    answer = wire.checked(self._http.request(**wire.request_of(step)))
+                except wire.NO_ANSWER as error:
+                    step = conversation.throw(wire.unreachable(self.url, error))
                 except ServiceRefused as error:
                     step = conversation.throw(error)
                 else:

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from codistill.records import METRICS, Recorder
 from codistill.run_dir import RunDir
-from jobs import conversation
+from jobs import wire
 from jobs.async_client import AsyncClient
 from jobs.client import Client, ServiceUnreachable
 from jobs.logs import read_log
@@ -191,7 +191,7 @@ def broken(*pieces: bytes) -> Iterator[bytes]:
 
 def follow_with_both(monkeypatch: pytest.MonkeyPatch, script: Any, **options: Any) -> tuple[list[str], list[str]]:
     """What was written, and what was asked for; the same by either client."""
-    monkeypatch.setattr(conversation, "POLL_S", 0.0)
+    monkeypatch.setattr(wire, "POLL_S", 0.0)
     plain, waiting = Told(*script()), Told(*script())
     written: tuple[list[str], list[str]] = ([], [])
     with Client("http://s") as client:
