@@ -15,6 +15,7 @@ from jobs.callers import Scope
 from jobs.client import Client, ServiceRefused
 from jobs.token_file import add_token
 from tests.service.running import until
+from tests.stores import new_store
 
 pytestmark = [pytest.mark.slow]
 
@@ -25,6 +26,7 @@ def test_a_service_beside_a_cluster_goes_and_the_cluster_stays(tmp_path: Path) -
     tokens, log, (port,) = tmp_path / "tokens", tmp_path / "serve.log", heads.free_ports(1)
     head = heads.start(tmp_path / "cluster", heads.HeadSize(cpus=1, object_store_bytes=100 << 20), http_port=0)
     own = {"CODISTILL_HOME": str(tmp_path / "home"), "CODISTILL_TOKENS_FILE": str(tokens)}
+    own["CODISTILL_DATABASE"] = new_store(tmp_path)
     environment = {**os.environ, **heads.ray_environment(head), **own}
     environment.pop("RAY_AUTH_TOKEN", None)
     _, token = add_token(tokens, "ops", Scope.ADMIN, lifetime_s=3600)

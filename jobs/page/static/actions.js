@@ -2,6 +2,7 @@
 
 import { ask, askJson, newKey, pause, Problem } from "./api.js";
 import { $, h, problem, show, sure, TERMINAL } from "./dom.js";
+import { inWords } from "./price.js";
 
 const WAIT_MS = 400;
 const WAYS = {
@@ -78,9 +79,9 @@ export class Actions {
     await pause(WAIT_MS);
     if (mine !== this.round) return;
     try {
-      const { spec } = await askJson(`${this.path}/${this.way}:validate`, { method: "POST", body: this.body() });
+      const { spec, estimate } = await askJson(`${this.path}/${this.way}:validate`, { method: "POST", body: this.body() });
       if (mine !== this.round) return;
-      this.says("good", `This can run, as ${spec.name}: ${spec.replicas.count} × ${spec.training.steps} steps.`);
+      this.says("good", `This can run, as ${spec.name}: ${spec.replicas.count} × ${spec.training.steps} steps in all${inWords(estimate)}.`);
       $("go-on-yes").disabled = false;
     } catch (error) { if (mine === this.round) this.refused(error); }
   }
