@@ -24,6 +24,7 @@ def price_of(backend: Backend, caller: Caller, spec: JobSpec, *, steps_done: int
 
 
 def _speed_of(backend: Backend, job: Job) -> PastRun | None:
-    with suppress(OSError, ValueError):  # a run directory may have been taken away, or be of an older version
+    # A run directory may have been taken away, or be of an older version, with other keys.
+    with suppress(OSError, ValueError, LookupError, TypeError):
         return past_run(read_json(backend.run_of(job).result(job.fence)))
     return None

@@ -14,6 +14,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
+from codistill.outcome import ReplicaOutcome, attempt_result
 from codistill.run_dir import RunDir, write_json
 from jobs.callers import LOCAL, Scope
 from jobs.status import State
@@ -218,17 +219,17 @@ def test_another_job_goes_on_from_one_that_has_ended(visit: Visit, place: Place)
     expect(page.get_by_role("button", name="Cancel")).to_be_visible()
     expect(page.get_by_role("button", name="Fork")).to_have_count(0)
     leave_checkpoints(RunDir(place.storage, parent), 7)
-    took = {"hardware": "a slow GPU", "step_s": 0.01, "seconds": 15.0, "process_bytes_per_rank": None}
-    replica = {"incarnations": 1, "steps": 1000, "step_s": 0.01}
-    ended = {"outcome": "succeeded", "fence": 1, "replicas": {"replica-0": replica}, "took": took}
-    write_json(RunDir(place.storage, parent).result(1), ended)
+    ended = {"replica-0": ReplicaOutcome("succeeded", steps=1000, incarnations=1, step_s=0.01, hardware="a slow GPU")}
+    result = attempt_result(parent, 1, ended, started_at=0.0, ended_at=15.0)
+    write_json(RunDir(place.storage, parent).result(1), result)
     place.finish(parent)
     fork = page.get_by_role("button", name="Fork")
     fork.press("Enter")
     box, send, says = page.get_by_label("What changes"), page.locator("#go-on-yes"), page.locator("#go-on-says")
     expect(box).to_be_focused()
     expect(box).to_have_value("{}")
-    expect(says).to_contain_text("2 × 1000 steps in all, about 15\u202fs on a slow GPU, 512\u202fkB of tensors")
+    expect(says).to_contain_text("2 × 1000 steps")
+    expect(page.locator("#go-on-price")).to_contain_text("15\u202fs")
     box.fill('{"recipe": {"width": 9}}')
     expect(says).to_contain_text("recipe.width a fork may not change this")
     expect(send).to_be_disabled()

@@ -2,7 +2,7 @@
 
 import { ask, askJson, newKey, pause, Problem } from "./api.js";
 import { $, h, problem, show, sure, TERMINAL } from "./dom.js";
-import { inWords } from "./price.js";
+import { price } from "./price.js";
 
 const WAIT_MS = 400;
 const WAYS = {
@@ -81,7 +81,8 @@ export class Actions {
     try {
       const { spec, estimate } = await askJson(`${this.path}/${this.way}:validate`, { method: "POST", body: this.body() });
       if (mine !== this.round) return;
-      this.says("good", `This can run, as ${spec.name}: ${spec.replicas.count} × ${spec.training.steps} steps in all${inWords(estimate)}.`);
+      this.says("good", `This can run, as ${spec.name}: ${spec.replicas.count} × ${spec.training.steps} steps in all.`);
+      $("go-on-price").replaceChildren(...price(estimate));
       $("go-on-yes").disabled = false;
     } catch (error) { if (mine === this.round) this.refused(error); }
   }
@@ -117,6 +118,7 @@ export class Actions {
   says(kind, what) {
     $("go-on-says").className = `verdict ${kind}`;
     $("go-on-says").replaceChildren(what);
+    $("go-on-price").replaceChildren();
     if (kind === "bad") $("go-on-changes").setAttribute("aria-invalid", "true"); else $("go-on-changes").removeAttribute("aria-invalid");
   }
 }

@@ -53,9 +53,3 @@ export function price(estimate, took = null) {
     ...notes(estimate, took).map((text) => h("p", { class: "hint" }, text)),
   ];
 }
-
-/** An estimate in words; what is not known is left out. */
-export function inWords({ speeds, memory_bytes_per_rank: memory, bytes_received: received }) {
-  const times = speeds.map(({ hardware, seconds: { low, median, high } }) => `about ${duration(median)} on ${hardware}${low === high ? "" : ` (${duration(low)} to ${duration(high)})`}`);
-  return [...times, memory ? `${bytes(memory)} of tensors per rank` : "", received ? `${bytes(received)} received` : ""].filter(Boolean).map((part) => `, ${part}`).join("");
-}

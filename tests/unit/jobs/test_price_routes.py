@@ -88,12 +88,19 @@ def test_speeds_of_others_are_not_told(priced: Priced) -> None:
     assert len(price_of(priced.backend, root, asked)["speeds"]) == 1
 
 
-@pytest.mark.parametrize("spoilt", ["gone", "no JSON"])
+@pytest.mark.parametrize("spoilt", ["gone", "no JSON", "of an older version"])
 def test_a_past_run_that_cannot_be_read_is_left_out(priced: Priced, spoilt: str) -> None:
     job_id = priced.submit()
     priced.succeed(job_id)
     path = RunDir(priced.storage, job_id).result(1)
-    path.unlink() if spoilt == "gone" else path.write_text("{")
+    if spoilt == "gone":
+        path.unlink()
+    elif spoilt == "no JSON":
+        path.write_text("{")
+    else:
+        result = read_json(path)
+        del result["took"]["hardware"]
+        write_json(path, result)
     again = priced.http.post("/api/v1/jobs:validate", json={"name": "pair", "training": {"steps": 10}})
     assert again.json()["estimate"]["speeds"] == []
 
