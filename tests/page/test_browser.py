@@ -256,6 +256,7 @@ def test_another_job_goes_on_from_one_that_has_ended(visit: Visit, place: Place)
 def test_a_price_is_told_before_and_set_beside_what_it_came_to(visit: Visit, place: Place) -> None:
     spec = {"name": "priced", "training": {"steps": 1000, "batch_size": 48}}
     page = visit.open("/submit")
+    expect(page.locator("#verdict.good")).to_be_visible()  # the form has its first spec
     page.locator("#json").fill(json.dumps(spec))
     told = page.locator("#price")
     expect(told).to_contain_text("512\u202fkB")
@@ -270,6 +271,7 @@ def test_a_price_is_told_before_and_set_beside_what_it_came_to(visit: Visit, pla
     expect(memory.locator("td")).to_have_text(["512\u202fkB", "500\u202fkB"])
     expect(page.locator("#price tr", has_text="Whole time").locator("td")).to_have_text(["–", "1\u202fmin 00\u202fs"])
     page = visit.open("/submit")
+    expect(page.locator("#verdict.good")).to_be_visible()  # the form has its first spec
     page.locator("#json").fill(json.dumps({**spec, "training": {"steps": 2000, "batch_size": 48}}))
     expect(told).to_contain_text("from 1 job like it on Chip 1")
     expect(page.locator("#price tr", has_text="Whole time").locator("td")).to_have_text(["1\u202fmin 50\u202fs"])
