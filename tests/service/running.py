@@ -43,8 +43,8 @@ class Service:
         own = {"CODISTILL_HOME": str(self.home), "CODISTILL_DATABASE": self.store_url, "CODISTILL_URL": self.client.url}
         return {**os.environ, **own}
 
-    def start(self) -> None:
-        words = ["serve", "--port", str(self.port), "--cpus", "2", "--object-store-mb", "200"]
+    def start(self, *more: str) -> None:
+        words = ["serve", "--port", str(self.port), "--cpus", "2", "--object-store-mb", "200", *more]
         with self.log.open("a") as log:
             self.process = subprocess.Popen(self.command(*words), stdout=log, stderr=log, env=self.environment)
         until("the service is ready", self._ready, 90)
