@@ -34,7 +34,8 @@ ENV PATH=/srv/codistill/venv/bin:$PATH \
     RAY_USAGE_STATS_ENABLED=0 \
     CODISTILL_HOME=/srv/codistill/state \
     CODISTILL_DATA=/storage/data \
-    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=jobs.proxy.middlewares
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=jobs.proxy.middlewares \
+    RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S=1
 
 # Dependencies first: they change less often than the code. All by their hashes but torch, whose build is one's own choice.
 COPY --chown=codistill:codistill constraints.txt pyproject.toml README.md LICENSE ./
