@@ -11,8 +11,10 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from codistill.lineage import FORK, RESUME
 
@@ -80,6 +82,6 @@ class PageFiles(StaticFiles):
         return response
 
 
-def static_files() -> PageFiles:
-    """What lies in `static/`."""
-    return PageFiles(directory=HERE / "static")
+def static_files() -> ASGIApp:
+    """What lies in `static/`, packed for whoever unpacks it."""
+    return GZipMiddleware(PageFiles(directory=HERE / "static"), minimum_size=1000)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ from codistill.data.home import DataError
 from codistill.methods import plan
 from codistill.phase import Replica
 from codistill.recipes import open_recipe
-from codistill.run_dir import RunDir
+from codistill.run_dir import RunDir, read_json, write_json
 from codistill.spec_errors import SpecError
 from tests.golden.said import S, Says, T, step_of
 from tests.support import final_weights, fingerprint, new_run, run_in_turns, small_spec
@@ -117,3 +122,38 @@ def test_an_export_that_was_changed_is_refused(tmp_path: Path) -> None:
     weights.write_bytes(changed)
     with pytest.raises(DataError, match=r"model.safetensors .* is not what its manifest says"):
         run_in_turns(job(tmp_path, "kd", teacher={"kind": "job", "job": "first"}))
+
+
+class Nasty:
+    """What a pickle can do when it is opened."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+def packed(value: object) -> bytes:
+    """As `torch.save` does it."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "make", [pickle.dumps, lambda value: pickle.dumps(value, protocol=0), packed], ids=["5", "0", "torch"]
+)
+def test_code_in_the_place_of_weights_is_not_run(tmp_path: Path, make: Callable[[Nasty], bytes]) -> None:
+    """With a manifest that agrees: whoever can write there can write that, too."""
+    first = new_run(tmp_path, small_spec(method={"kind": "solo"}, replicas={"count": 1}), "first")
+    run_in_turns(first)
+    directory, mark = first.export("replica-0"), tmp_path / "was-run"
+    content = make(Nasty(mark))
+    (directory / "model.safetensors").write_bytes(content)
+    manifest = read_json(directory / "manifest.json")
+    manifest["sha256"]["model.safetensors"] = hashlib.sha256(content).hexdigest()
+    write_json(directory / "manifest.json", manifest)
+    with pytest.raises(DataError, match=r"the weights in .* do not fit"):
+        run_in_turns(job(tmp_path, "kd", teacher={"kind": "job", "job": "first"}))
+    assert not mark.exists()
