@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 import webbrowser
-from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +26,7 @@ from codistill.data.home import DataError, data_home
 from codistill.run_dir import RunDir
 from codistill.spec import JobSpec
 from codistill.spec_errors import parse_spec
+from jobs.cli.demo_service import new_place, own_service
 from jobs.cli.exits import CommandError, Exit
 from jobs.cli.output import emit, home, say
 from jobs.status import State
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
 IMAGES_DATA = "fashion-mnist"
 SEEDS = (1, 2)
 SOLO, PAIR = "solo", "codistilled"
-START_TIMEOUT_S = 90.0
 JOBS_TIMEOUT_S = 420.0
 POLL_S = 0.5
 MARGIN = 0.02
@@ -68,8 +65,8 @@ def demo(
 
     require_cluster("demo")
     chosen = settle_recipe(recipe)
-    place = _new_place(home() / "demo")
-    with _sigterm_as_interrupt(), _service(place) as url:
+    place = new_place(home() / "demo")
+    with _sigterm_as_interrupt(), own_service(place) as url:
         from jobs.client import Client
 
         with Client(url) as client:
@@ -116,90 +113,6 @@ def demo_specs(recipe: DemoRecipe) -> dict[str, list[JobSpec]]:
     files = {SOLO: f"demo-{recipe}-solo", PAIR: f"demo-{recipe}-pair"}
     texts = {arm: tomllib.loads(example_text(file)) for arm, file in files.items()}
     return {arm: [parse_spec({**values, "seed": seed}) for seed in SEEDS] for arm, values in texts.items()}
-
-
-# ---------------------------------------------------------------- a service for the time of the demo
-
-
-def _new_place(demos: Path) -> Path:
-    """A home for one demo: with it as CODISTILL_HOME, `codistill serve` finds its jobs again."""
-    demos.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=demos))
-
-
-@contextmanager
-def _service(place: Path) -> Generator[str]:
-    """A service with `place` as its home and a head of its own; yields its address, leaves no process behind. Its store
-    stays if all went well."""
-    from jobs import head as heads
-
-    port = heads.free_ports(1)[0]
-    # Two at least: a pair starts whole, and on one core it only takes longer.
-    cpus = max(2, os.cpu_count() or 1)
-    command = [sys.executable, "-P", "-m", "jobs.cli", "serve", "--port", str(port)]
-    command += ["--cpus", str(cpus), "--object-store-mb", "256"]
-    log_path = place / "serve.log"
-    kept: tuple[str, ...] = ()
-    try:
-        say("starting a Ray head and a service for the demo ...")
-        with log_path.open("w") as log:
-            # A session of its own: Ctrl-C is ours to handle, so that everything is ended in order.
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=_environment(place),
-                start_new_session=True,
-            )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _wait_ready(url, process, log_path)
-            yield url
-            kept = ("jobs.db", "jobs.db-wal")
-        finally:
-            # Without the time for an orderly end, the head is what the command would only withdraw from.
-            process.kill()
-            process.wait()
-    finally:
-        known = heads.remembered(place)
-        if known is not None:
-            heads.end(place, known)
-        _clear(place, kept)
-
-
-def _environment(place: Path) -> dict[str, str]:
-    """The demo's own home and store, whatever the user's service has; data are looked for where the user has them."""
-    environment = {**os.environ, "CODISTILL_HOME": str(place), "CODISTILL_DATA": str(data_home())}
-    environment.pop("CODISTILL_DATABASE", None)
-    return environment
-
-
-def _clear(place: Path, kept: Collection[str]) -> None:
-    """Leave the run directories and, of the service's files, those `kept`; nothing where nothing was run."""
-    (place / "serve.log").unlink(missing_ok=True)
-    for path in (place / "service").glob("*"):
-        if path.name not in kept:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for directory in (place / "service", place / "runs", place):
-        with suppress(OSError):  # it is not there, or something is in it
-            directory.rmdir()
-
-
-def _wait_ready(url: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
-    from jobs.client import Client
-
-    give_up = time.monotonic() + START_TIMEOUT_S
-    with Client(url) as client:
-        while not client.ready():
-            if process.poll() is not None or time.monotonic() > give_up:
-                lines = log_path.read_text(errors="replace").strip().splitlines()
-                last = lines[-1].removeprefix("codistill: ") if lines else f"nothing was said in {START_TIMEOUT_S:g} s"
-                raise CommandError(
-                    f"the demo's service did not start: {last}; codistill doctor looks at the usual causes",
-                    Exit.UNAVAILABLE,
-                )
-            time.sleep(0.2)
 
 
 @contextmanager

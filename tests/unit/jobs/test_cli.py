@@ -21,7 +21,7 @@ from codistill.run_dir import RunDir, write_json
 from codistill.spec import JobSpec
 from codistill.spec_files import load_spec
 from jobs import cli
-from jobs.cli import demo, local
+from jobs.cli import demo, demo_service, local
 from jobs.cli.exits import CommandError, Exit, exit_of
 from jobs.cli.watch import LineReporter
 from jobs.client import Client, RemoteJob, ServiceRefused, ServiceUnreachable
@@ -529,8 +529,8 @@ def test_a_browser_opens_only_where_somebody_sees_it(environment: dict[str, str]
 
 def test_a_demo_keeps_to_its_own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODISTILL_DATABASE", "postgresql://ann@db/production")
-    place = demo._new_place(tmp_path / "demo")
-    environment = demo._environment(place)
+    place = demo_service.new_place(tmp_path / "demo")
+    environment = demo_service.environment_of(place)
     assert environment["CODISTILL_HOME"] == str(place)
     assert "CODISTILL_DATABASE" not in environment
     assert demo.again(Path("/a b"), {}) == "CODISTILL_HOME='/a b' codistill serve"
@@ -544,14 +544,14 @@ def test_a_demo_leaves_runs_and_the_store_of_one_that_went_well(
     for name in ("service/jobs.db", "service/token", "service/ray/log", "runs/a-aaaaaa/spec.json", "serve.log"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
-    demo._clear(tmp_path, kept)
+    demo_service.clear(tmp_path, kept)
     assert sorted(path.name for path in tmp_path.iterdir()) == left
     assert [path.name for path in (tmp_path / "service").glob("*")] == list(kept)
 
 
 def test_a_demo_that_never_began_leaves_nothing(tmp_path: Path) -> None:
-    place = demo._new_place(tmp_path / "demo")
-    demo._clear(place, ())
+    place = demo_service.new_place(tmp_path / "demo")
+    demo_service.clear(place, ())
     assert list((tmp_path / "demo").iterdir()) == []
 
 
