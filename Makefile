@@ -41,7 +41,7 @@ demo: $(RUNS)
 
 # Side by side what needs no more than a process; then, one after another, what starts Ray or a service.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not alone" -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -m "not alone" -n auto --maxprocesses 4 --dist worksteal
 	$(BIN)/python -m pytest -m alone
 
 # Debian's browser: the one that Playwright would fetch comes from outside the package registries.
@@ -52,7 +52,7 @@ test-page: $(READY)
 
 # The tests of the service once more, with every store in a PostgreSQL server that they start.
 test-postgres: $(READY)
-	CODISTILL_TEST_STORE=postgresql $(BIN)/python -m pytest tests/unit/jobs -n auto --maxprocesses 4
+	CODISTILL_TEST_STORE=postgresql $(BIN)/python -m pytest tests/unit/jobs -n auto --maxprocesses 4 --dist worksteal
 	CODISTILL_TEST_STORE=postgresql $(BIN)/python -m pytest tests/service tests/page
 
 # Debian's package has the tool and a server: the tool alone is taken out of it.
