@@ -31,8 +31,8 @@ def made() -> Iterator[list[Describer]]:
         describer.close()
 
 
-def describer(made: list[Describer], code: str) -> Describer:
-    made.append(Describer({}, command=(sys.executable, "-c", code)))
+def describer(made: list[Describer], code: str, patience_s: float = 60.0) -> Describer:
+    made.append(Describer({}, command=(sys.executable, "-c", code), patience_s=patience_s))
     return made[-1]
 
 
@@ -49,13 +49,32 @@ def test_facts_come_from_the_process_once_for_each_spec(made: list[Describer], t
 
 
 def test_a_spec_that_takes_too_long_costs_the_process_its_life(made: list[Describer]) -> None:
-    slow = describer(made, SLOW)
-    slow.facts(spec(), 0.01)  # starts it
-    began = time.monotonic()
-    while "starting" in (answer := str(slow.facts(spec(), 0.5))) and time.monotonic() - began < 20:
-        pass
-    assert "takes too long" in answer
-    assert slow._child is None  # pyright: ignore[reportPrivateUsage]
+    slow = describer(made, SLOW, patience_s=0.3)
+    assert ready(slow)
+    assert "takes a while" in str(slow.facts(spec(), 0.1))
+    assert slow._child is not None
+    assert "takes a while" in str(slow.facts(spec(6), 0.5))
+    assert slow._child is None
+
+
+def ready(one: Describer) -> bool:
+    """Once its process answers."""
+    one.warm_up()
+    assert one._child is not None
+    return one._child.ready_by(time.monotonic() + 30)
+
+
+def test_an_answer_that_comes_late_is_for_whoever_asks_next(made: list[Describer], tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+    late = ECHO.replace(
+        "    print(json.dumps", f"    time.sleep(0.5); open({str(asked)!r}, 'a').write('x')\n    print(json.dumps"
+    )
+    one = describer(made, late)
+    assert ready(one)
+    assert "takes a while" in str(one.facts(spec(5), 0.1))
+    assert one.facts(spec(6), 30) == {"steps": 6}, "not what was owed to the one before"
+    assert one.facts(spec(5), 0.0) == {"steps": 5}
+    assert asked.read_text() == "xx"
 
 
 def test_one_that_still_starts_is_left_to_it(made: list[Describer]) -> None:
