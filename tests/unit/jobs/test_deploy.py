@@ -86,4 +86,4 @@ def test_security_names_files_and_tests_that_there_are() -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
     tests = set(re.findall(r"`(test_\w+\.py)`", text))
     assert len(tests) > 5
-    assert [name for name in tests if not list((ROOT / "tests/unit").rglob(name))] == []
+    assert [name for name in tests if not list((ROOT / "tests").rglob(name))] == []
