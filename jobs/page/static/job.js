@@ -74,7 +74,7 @@ function drawJob() {
   $("facts").replaceChildren(chip(status.state), ...(status.degraded ? [h("span", { class: "chip recovering" }, "degraded")] : []),
     h("span", {}, `${spec.method.kind.replaceAll("_", " ")} · ${spec.recipe.kind} · ${spec.replicas.count} replica${spec.replicas.count === 1 ? "" : "s"}`),
     h("span", {}, `by ${job.owner}`), h("span", { title: clock(job.created_at) }, `${age(since(job.created_at))} ago`),
-    ...(job.parent ? [h("a", { href: `/jobs/${job.parent}` }, `goes on from ${job.parent}`)] : []), ...labels);
+    ...limits(), ...(job.parent ? [h("a", { href: `/jobs/${job.parent}` }, `goes on from ${job.parent}`)] : []), ...labels);
   show($("why"), Boolean(status.reason));
   if (status.reason) $("why").textContent = status.reason.message;
   $("why").className = status.state === "FAILED" ? "note bad" : "note";
@@ -91,6 +91,14 @@ function drawJob() {
   const names = status.replicas.map((replica) => replica.replica);
   for (const name of names) if (!records.has(name)) records.set(name, new Records(encodeURIComponent(id), name));
   log.show([...names, "driver"], TERMINAL.has(status.state));
+}
+
+/** What it has reserved so far, and by when it has to begin and to end. */
+function limits() {
+  const { usage, deadlines } = job;
+  const hours = [["CPU", usage.cpu_hours], ["GPU", usage.gpu_hours]].filter(([, value]) => value > 0);
+  const times = [["begin", deadlines.start_by], ["end", deadlines.end_by]].filter(([, time]) => time !== null);
+  return [...hours.map(([what, value]) => h("span", {}, `${duration(value * 3600)} of ${what} time reserved`)), ...times.map(([what, time]) => h("span", {}, `has to ${what} by ${clock(time)}`))];
 }
 
 function replicaRow(replica) {
