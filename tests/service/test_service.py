@@ -31,6 +31,9 @@ def test_a_job_from_post_to_its_model(service: Service) -> None:
     assert status["progress"]["completed"] == 1200
     assert {r["replica"]: r["state"] for r in status["replicas"]} == {"replica-0": "ended", "replica-1": "ended"}
     assert set(job.value["result"]["replicas"]) == {"replica-0", "replica-1"}
+    assert job.value["result"]["estimate"] == job.value["estimate"], "what was told stands beside what it took"
+    assert job.value["estimate"]["steps"] == 600
+    assert job.value["result"]["took"]["step_s"] > 0
     metrics = service.client.metrics(job_id, names=["train/task_loss"])
     assert [row["step"] for row in metrics] == list(range(5, 601, 5))
     teachers = service.client.ledger(job_id)
