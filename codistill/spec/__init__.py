@@ -63,6 +63,11 @@ from codistill.spec.methods import (
     SameSet,
     Solo,
 )
+from codistill.spec.offers import (
+    Offer,
+    offer_of,
+    why_not_offered,
+)
 from codistill.spec.offline import (
     FrozenTeacher,
     KnowledgeDistillation,
@@ -140,6 +145,7 @@ __all__ = [
     "Mlp",
     "ObjectStoreTransport",
     "OfJob",
+    "Offer",
     "OperatorName",
     "Optimizer",
     "Overlap",
@@ -168,6 +174,8 @@ __all__ = [
     "WeightSchedule",
     "Weights",
     "misfit",
+    "offer_of",
     "replica_name",
+    "why_not_offered",
     "why_not_sampled",
 ]

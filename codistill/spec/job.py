@@ -22,6 +22,7 @@ from codistill.spec.methods import (
     SameSet,
     Solo,
 )
+from codistill.spec.offers import why_not_offered
 from codistill.spec.offline import KnowledgeDistillation, TrainedFirst
 from codistill.spec.recipes import Digits, Installed, Recipe
 from codistill.spec.training import Replicas, Training
@@ -75,6 +76,8 @@ class JobSpec(Spec):
                 "method 'codistillation' needs at least 2 replicas, replicas.count is 1;"
                 " raise it, or use method.kind = 'solo'"
             )
+        if (problem := why_not_offered(self.method, self.recipe)) is not None:
+            raise ValueError(problem)
         if self.exchanges and (problem := misfit(self.exchange.topology, self.replicas.count)) is not None:
             raise ValueError(f"exchange.{problem}")
         if isinstance(self.method, Codistillation) and isinstance(self.exchange.currency, Predictions):

@@ -12,8 +12,9 @@ from torch.testing import assert_close
 from codistill.methods import plan
 from codistill.phase import Artifacts, Phase, Replica
 from codistill.randomness import seed_everything
-from codistill.recipes import open_recipe
-from codistill.surgery.stages import Taps
+from codistill.recipes import open_recipe, recipe_of
+from codistill.spec import Tabular
+from codistill.surgery.stages import Taps, cut
 from tests.datasets import synthetic_datasets
 from tests.golden.said import Says, step_of
 from tests.support import small_spec
@@ -99,4 +100,4 @@ def test_a_model_of_one_stage_is_refused(tmp_path: Any, monkeypatch: pytest.Monk
     synthetic_datasets(tmp_path)
     monkeypatch.setenv("CODISTILL_DATA", str(tmp_path))
     with pytest.raises(ValueError, match="needs a model of at least 2 stages, this TableNet has 1"):
-        phase_of({"kind": "tabular", "layers": 1})
+        cut(recipe_of(Tabular(layers=1)).build_model(), method="be_your_own_teacher", stages=2)

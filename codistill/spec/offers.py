@@ -1,0 +1,93 @@
+"""What a recipe offers, and what a method needs of it: known from the spec alone, so that what does not fit is refused
+before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import assert_never
+
+from codistill.spec.cohorts import Afd, BeYourOwnTeacher
+from codistill.spec.methods import Method
+from codistill.spec.recipes import Cnn, Digits, Images, Installed, Mlp, Recipe, ResNet, Tabular, Text
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Of a recipe's model and data."""
+
+    stages: int
+    """Places where the model can be looked into or cut, the last of them before its head."""
+    maps: bool
+    """Whether what the last stage gives has places side by side, [channels, height, width]."""
+    augmented: bool
+    """Whether a sample looks different at every step."""
+    labels_per_sample: int
+    installed: bool = False
+    """Whether it is a package's own, of which nothing is known before it is opened."""
+
+
+def offer_of(recipe: Recipe) -> Offer:
+    """What `recipe` offers."""
+    match recipe:
+        case Digits():
+            return Offer(stages=2, maps=True, augmented=False, labels_per_sample=1)
+        case Images(model=model):
+            return Offer(
+                stages=_stages(model),
+                maps=not isinstance(model, Mlp),
+                augmented=recipe.flip or recipe.shift_pixels > 0,
+                labels_per_sample=1,
+            )
+        case Text():
+            return Offer(stages=recipe.layers, maps=False, augmented=False, labels_per_sample=recipe.context)
+        case Tabular():
+            return Offer(stages=recipe.layers, maps=False, augmented=False, labels_per_sample=1)
+        case Installed():
+            return Offer(stages=0, maps=False, augmented=False, labels_per_sample=0, installed=True)
+        case _:
+            assert_never(recipe)
+
+
+def why_not_offered(method: Method, recipe: Recipe) -> str | None:
+    """Why `recipe` has not what `method` needs, and what would help; None when it has, or when that shows only once
+    the recipe is opened."""
+    offer, needed = offer_of(recipe), stages_needed(method)
+    if offer.installed or offer.stages >= needed:
+        return None
+    return (
+        f"method '{method.kind}' needs a model of at least {needed} stages, that of recipe '{recipe.kind}' has"
+        f" {offer.stages}; {_remedy(recipe)}"
+    )
+
+
+def stages_needed(method: Method) -> int:
+    """Of how many stages a model has to be for `method`; 0 where it is not looked into."""
+    match method:
+        case BeYourOwnTeacher():
+            return 2
+        case Afd():
+            return 1
+        case _:
+            return 0
+
+
+def _stages(model: Mlp | Cnn | ResNet) -> int:
+    match model:
+        case Mlp():
+            return model.layers
+        case Cnn():
+            return 2
+        case ResNet():
+            return 3
+
+
+def _remedy(recipe: Recipe) -> str:
+    match recipe:
+        case Images(model=Mlp()):
+            return "raise recipe.model.layers"
+        case Images(model=Cnn()):
+            return "use recipe.model.kind = 'resnet', which has 3"
+        case Text() | Tabular():
+            return "raise recipe.layers"
+        case _:
+            return "use a recipe whose model has more"
