@@ -31,6 +31,13 @@ class Mlp(Spec):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
+DEFAULT_GROUPS = 4
+
+Convolution = Literal["standard", "group", "depthwise", "shift"]
+"""What a 3 x 3 convolution is made of: `group` cuts its channels into groups that do not mix. `depthwise` has a kernel
+for each channel, `shift` moves each channel by up to a pixel; then a 1 x 1 convolution mixes them."""
+
+
 class Cnn(Spec):
     """Two convolutions, each with ReLU and pooling, then a hidden and a linear layer."""
 
@@ -39,6 +46,15 @@ class Cnn(Spec):
     """Channels of the first convolution; the second has twice as many."""
     batch_norm: bool = True
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    convolution: Convolution = "standard"
+    """Of the second; the first sees the image, and stays as it is."""
+    groups: int | None = Field(default=None, ge=2, le=512)
+    """Of convolution `group`; left out, 4."""
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Cnn:
+        check_groups(self)
+        return self
 
 
 class ResNet(Spec):
@@ -49,6 +65,26 @@ class ResNet(Spec):
     """Channels of the first stage; each further one has twice as many and half the resolution."""
     blocks: int = Field(default=1, ge=1, le=18)
     """Basic blocks per stage: n gives 6n + 2 layers."""
+    convolution: Convolution = "standard"
+    """Of the blocks; the first sees the image, and stays as it is."""
+    groups: int | None = Field(default=None, ge=2, le=512)
+    """Of convolution `group`; left out, 4."""
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> ResNet:
+        check_groups(self)
+        return self
+
+
+def check_groups(model: Cnn | ResNet) -> None:
+    """Raises `ValueError` when groups are given and not used, or do not divide the channels."""
+    if model.convolution != "group":
+        if model.groups is not None:
+            raise ValueError(
+                f"recipe.model.groups are those of convolution 'group', this is '{model.convolution}'; leave them out"
+            )
+    elif model.width % (groups := model.groups or DEFAULT_GROUPS):
+        raise ValueError(f"recipe.model.width ({model.width}) must be a multiple of recipe.model.groups ({groups})")
 
 
 class Images(Spec):
