@@ -103,6 +103,16 @@ def advantage(
         return each if present is None else each.where(present.any(1), 0.0)
 
 
+def diversity(logits: Sequence[Tensor]) -> Tensor:
+    """How differently m networks predict, of their logits [..., classes]: the Euclidean distance between the
+    distributions of two of them, in the mean over all pairs and places; a scalar in 0..sqrt(2), 0 of one network;
+    without gradient."""
+    each = torch.stack([one.detach().float().softmax(-1) for one in logits])
+    first, second = torch.triu_indices(len(logits), len(logits), offset=1).unbind()
+    distances = (each[first] - each[second]).norm(dim=-1)
+    return distances.mean() if len(logits) > 1 else torch.tensor(0.0)
+
+
 def guarded(advantages: Tensor) -> Tensor:
     """How far teachers of these advantages [m] may be trusted: one who is d nats worse than the student counts
     exp(-d), one who is better counts 1."""

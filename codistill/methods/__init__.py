@@ -8,12 +8,16 @@ from typing import assert_never
 from codistill.methods import (
     afd,
     be_your_own_teacher,
+    cheap_convolutions,
     codistillation,
     deep_mutual_learning,
     diloco,
+    feature_fusion_learning,
     knowledge_distillation,
     label_smoothing,
     local_sgd,
+    okddip,
+    one,
     solo,
 )
 from codistill.phase import Phase, Replica
@@ -21,13 +25,17 @@ from codistill.recipes import Recipe
 from codistill.spec import (
     Afd,
     BeYourOwnTeacher,
+    CheapConvolutions,
     Codistillation,
     DeepMutualLearning,
     DiLoCo,
+    FeatureFusionLearning,
     JobSpec,
     KnowledgeDistillation,
     LabelSmoothing,
     LocalSgd,
+    Okddip,
+    One,
     Solo,
 )
 
@@ -50,6 +58,14 @@ def plan(spec: JobSpec, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
             return afd.plan(spec, method, recipe, replica)
         case BeYourOwnTeacher() as method:
             return be_your_own_teacher.plan(spec, method, recipe, replica)
+        case One() as method:
+            return one.plan(spec, method, recipe, replica)
+        case Okddip() as method:
+            return okddip.plan(spec, method, recipe, replica)
+        case FeatureFusionLearning() as method:
+            return feature_fusion_learning.plan(spec, method, recipe, replica)
+        case CheapConvolutions() as method:
+            return cheap_convolutions.plan(spec, method, recipe, replica)
         case LocalSgd():
             return local_sgd.plan(spec, recipe, replica)
         case DiLoCo() as method:

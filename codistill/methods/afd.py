@@ -28,7 +28,7 @@ from codistill.randomness import unseen, untracked
 from codistill.recipes import Recipe
 from codistill.spec import Afd, JobSpec
 from codistill.surgery.critics import Critic, Transition
-from codistill.surgery.stages import Taps, cut, reached, shapes
+from codistill.surgery.stages import Taps, cut, last_stage, reached, shapes
 
 
 def plan(spec: JobSpec, method: Afd, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
@@ -39,7 +39,7 @@ def plan(spec: JobSpec, method: Afd, recipe: Recipe, replica: Replica) -> Sequen
         return cut(recipe.build_model(), method=method.kind)
 
     taps = shapes(staged, recipe.example(2))
-    maps = max(name for name in taps if name.startswith("stage"))
+    maps = last_stage(taps)
 
     def learner(artifacts: Artifacts) -> Learner:
         parts = Learner({f"net{k}": staged() for k in range(method.nets)})

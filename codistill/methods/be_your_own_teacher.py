@@ -25,7 +25,7 @@ from codistill.phase import Artifacts, Learner, Loss, Phase, Replica, Step, Upda
 from codistill.recipes import Recipe
 from codistill.spec import BeYourOwnTeacher, JobSpec
 from codistill.surgery.exits import Exit, WithExits
-from codistill.surgery.stages import Taps, cut, shapes
+from codistill.surgery.stages import Taps, cut, shapes, stage_count
 
 
 def plan(spec: JobSpec, method: BeYourOwnTeacher, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
@@ -35,7 +35,7 @@ def plan(spec: JobSpec, method: BeYourOwnTeacher, recipe: Recipe, replica: Repli
         return cut(recipe.build_model(), method=method.kind, stages=2)
 
     taps = shapes(staged, recipe.example(2))
-    exits = range(sum(name.startswith("stage") for name in taps) - 1)
+    exits = range(stage_count(taps) - 1)
 
     def learner(artifacts: Artifacts) -> Learner:
         net = staged()  # first, so that it begins as it would without exits

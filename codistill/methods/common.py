@@ -36,9 +36,12 @@ def one_phase(
     learner: Callable[[Artifacts], Learner] | None = None,
     name: str = TRAIN,
     steps: int | None = None,
+    taps: Mapping[str, str] = LOGITS,
+    export: Callable[[Learner], nn.Module] = lambda learner: learner["net"],
 ) -> list[Phase]:
-    """A single phase in which `loss` trains one network; all of the training, unless `name` and `steps` say otherwise.
-    Of a phase under another name the surveys' names tell so."""
+    """A single phase in which `loss` trains the part `net`, whose `taps` are evaluated, each under its name; all of the
+    training, unless `name` and `steps` say otherwise. Of a phase under another name the surveys' names tell so."""
+    whose = "" if name == TRAIN else f"{name}/"
     training = spec.training if steps is None else spec.training.model_copy(update={"steps": steps})
     return [
         Phase(
@@ -50,7 +53,8 @@ def one_phase(
             groups=groups(training, {"net": ("net.*",)}),
             teachers=teachers,
             rules=rules,
-            surveys=surveys(spec, recipe, {"net": "" if name == TRAIN else f"{name}/"}),
+            surveys=[validation(spec, recipe, "net", {f"{whose}{of}": tap for of, tap in taps.items()})],
+            export=export,
         )
     ]
 

@@ -16,7 +16,11 @@ from codistill.spec.base import (
 from codistill.spec.cohorts import (
     Afd,
     BeYourOwnTeacher,
+    CheapConvolutions,
     DeepMutualLearning,
+    FeatureFusionLearning,
+    Okddip,
+    One,
 )
 from codistill.spec.exchange import (
     ALL_UP_TO_REPLICAS,
@@ -114,6 +118,7 @@ __all__ = [
     "AutoTopology",
     "AutoTransport",
     "BeYourOwnTeacher",
+    "CheapConvolutions",
     "Cnn",
     "Codistillation",
     "Constant",
@@ -128,6 +133,7 @@ __all__ = [
     "Divergence",
     "Exchange",
     "Explicit",
+    "FeatureFusionLearning",
     "FilesTransport",
     "FrozenTeacher",
     "Images",
@@ -146,6 +152,8 @@ __all__ = [
     "ObjectStoreTransport",
     "OfJob",
     "Offer",
+    "Okddip",
+    "One",
     "OperatorName",
     "Optimizer",
     "Overlap",

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from codistill.spec.base import Spec
+from codistill.spec.training import Constant, WeightSchedule
 
 
 class DeepMutualLearning(Spec):
@@ -51,3 +52,73 @@ class BeYourOwnTeacher(Spec):
     temperature: float = Field(default=3.0, gt=0, le=100)
     feature_weight: float = Field(default=0.07, ge=0, le=1000)
     """Factor of the mean squared distance between each early exit's features and the last ones."""
+
+
+class One(Spec):
+    """Branches of one network behind stages in common, taught by a mixture of themselves that a gate chooses for each
+    sample (Lan et al. 2018). The first branch is the one that is exported."""
+
+    kind: Literal["one"] = "one"
+    branches: int = Field(default=3, ge=2, le=16)
+    split: int | None = Field(default=None, ge=1, le=95)
+    """Stages that all branches have in common; left out, all but the last."""
+    label_weight: float = Field(default=1.0, ge=0, le=1000)
+    """Factor of the losses on the labels of the other branches and of the mixture."""
+    weight: float = Field(default=1.0, ge=0, le=1000)
+    """Factor of the distillation terms; 0, with a label weight of 0, gives the very run of `solo`."""
+    weight_schedule: WeightSchedule = Constant()
+    """Of the weight. The paper's code ramps it up over the first 27 % of the training."""
+    temperature: float = Field(default=3.0, gt=0, le=100)
+
+
+class Okddip(Spec):
+    """Networks each pulled towards a mixture of all that attention chooses for it, and a leader pulled towards their
+    mean (Chen et al. 2020). The leader is the one that is exported."""
+
+    kind: Literal["okddip"] = "okddip"
+    nets: int = Field(default=4, ge=2, le=16)
+    """The leader and its peers."""
+    split: int | None = Field(default=None, ge=0, le=95)
+    """Stages that all networks have in common: left out, all but the last; 0 makes them networks of their own."""
+    label_weight: float = Field(default=1.0, ge=0, le=1000)
+    """Factor of the peers' losses on the labels."""
+    weight: float = Field(default=1.0, ge=0, le=1000)
+    """Factor of the distillation terms; 0, with a label weight of 0, gives the very run of `solo`."""
+    weight_schedule: WeightSchedule = Constant()
+    """Of the weight. The paper's code ramps it up over the first 27 % of the training."""
+    temperature: float = Field(default=3.0, gt=0, le=100)
+
+
+class FeatureFusionLearning(Spec):
+    """Networks and a classifier on all of their last feature maps side by side: their mean teaches it, and it teaches
+    them (Kim et al. 2020). The first network is the one that is exported."""
+
+    kind: Literal["feature_fusion_learning"] = "feature_fusion_learning"
+    nets: int = Field(default=2, ge=2, le=16)
+    split: int | None = Field(default=None, ge=0, le=95)
+    """Stages that all networks have in common: left out, all but the last; 0 makes them networks of their own."""
+    label_weight: float = Field(default=1.0, ge=0, le=1000)
+    """Factor of the losses on the labels of the other networks and of the fused classifier."""
+    weight: float = Field(default=1.0, ge=0, le=1000)
+    """Factor of the distillation terms; 0, with a label weight of 0, gives the very run of `solo`."""
+    weight_schedule: WeightSchedule = Constant()
+    """Of the weight. The paper's code ramps it up over the first 27 % of the training."""
+    temperature: float = Field(default=3.0, gt=0, le=100)
+
+
+class CheapConvolutions(Spec):
+    """Networks side by side, taught by a classifier on all of their last feature maps that is trained with them (Xie et
+    al. 2019): for models of cheap convolutions (`recipe.model.convolution`). The first network is exported."""
+
+    kind: Literal["cheap_convolutions"] = "cheap_convolutions"
+    nets: int = Field(default=4, ge=2, le=16)
+    label_weight: float = Field(default=1.0, ge=0, le=1000)
+    """Factor of the losses on the labels of the other networks and of the teacher."""
+    weight: float = Field(default=1.0, ge=0, le=1000)
+    """Factor of the distillation terms; 0, with a label weight of 0, gives the very run of `solo`."""
+    weight_schedule: WeightSchedule = Constant()
+    temperature: float = Field(default=4.0, gt=0, le=100)
+
+
+NORMALISED = (One, FeatureFusionLearning, CheapConvolutions)
+"""Methods that have a BatchNorm of their own: what it is shown in training has to be of two samples at least."""

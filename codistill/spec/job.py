@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from codistill.spec.averaging import DiLoCo, LocalSgd, why_not_averaged
 from codistill.spec.base import NAME_PATTERN, Spec
+from codistill.spec.cohorts import NORMALISED
 from codistill.spec.exchange import Exchange, MemoryTransport, Predictions, misfit
 from codistill.spec.joining import why_not_joined
 from codistill.spec.methods import (
@@ -108,6 +109,11 @@ class JobSpec(Spec):
             raise ValueError(
                 f"training.batch_size ({training.batch_size}) must be a multiple of replicas.ranks x"
                 f" training.accumulate ({self.replicas.ranks} x {training.accumulate} = {shares}), which share it"
+            )
+        if training.batch_size == shares and isinstance(self.method, NORMALISED):
+            raise ValueError(
+                f"method '{self.method.kind}' normalises over the samples of a micro-batch, and needs at least 2:"
+                f" training.batch_size ({training.batch_size}) leaves 1 for each; raise it"
             )
         if self.replicas.ranks > 1 and isinstance(self.exchange.transport, MemoryTransport):
             raise ValueError(

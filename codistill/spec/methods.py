@@ -8,7 +8,15 @@ from pydantic import Field, model_validator
 
 from codistill.spec.averaging import DiLoCo, LocalSgd
 from codistill.spec.base import Spec
-from codistill.spec.cohorts import Afd, BeYourOwnTeacher, DeepMutualLearning
+from codistill.spec.cohorts import (
+    Afd,
+    BeYourOwnTeacher,
+    CheapConvolutions,
+    DeepMutualLearning,
+    FeatureFusionLearning,
+    Okddip,
+    One,
+)
 from codistill.spec.offline import KnowledgeDistillation
 from codistill.spec.training import Constant, WeightSchedule
 
@@ -74,6 +82,10 @@ Method = Annotated[
     | DeepMutualLearning
     | Afd
     | BeYourOwnTeacher
+    | One
+    | Okddip
+    | FeatureFusionLearning
+    | CheapConvolutions
     | LocalSgd
     | DiLoCo,
     Field(discriminator="kind"),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
-from codistill.spec.cohorts import Afd, BeYourOwnTeacher
+from codistill.spec.cohorts import Afd, BeYourOwnTeacher, CheapConvolutions, FeatureFusionLearning, Okddip, One
 from codistill.spec.methods import Method
 from codistill.spec.recipes import Cnn, Digits, Images, Installed, Mlp, Recipe, ResNet, Tabular, Text
 
@@ -54,9 +54,12 @@ def why_not_offered(method: Method, recipe: Recipe) -> str | None:
     offer, needed = offer_of(recipe), stages_needed(method)
     if offer.installed or offer.stages >= needed:
         return None
+    split = (
+        " or lower method.split" if isinstance(method, One | Okddip | FeatureFusionLearning) and method.split else ""
+    )
     return (
         f"method '{method.kind}' needs a model of at least {needed} stages, that of recipe '{recipe.kind}' has"
-        f" {offer.stages}; {_remedy(recipe)}"
+        f" {offer.stages}; {_remedy(recipe)}{split}"
     )
 
 
@@ -65,7 +68,9 @@ def stages_needed(method: Method) -> int:
     match method:
         case BeYourOwnTeacher():
             return 2
-        case Afd():
+        case One() | Okddip() | FeatureFusionLearning():
+            return (1 if method.split is None else method.split) + 1
+        case Afd() | CheapConvolutions():
             return 1
         case _:
             return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -63,6 +63,16 @@ def shapes(build: Callable[[], nn.Module], example: Batch, view: str = "x") -> d
     """Shape of each tap that the module of `build` gives for one sample. Nothing is computed."""
     module = _without_memory(build)
     return {name: tuple(tap.shape[1:]) for name, tap in module(_shown(example, view)).items()}
+
+
+def stage_count(taps: Iterable[str]) -> int:
+    """Of how many stages a model with taps of these names is."""
+    return sum(name.startswith("stage") for name in taps)
+
+
+def last_stage(taps: Iterable[str]) -> str:
+    """The tap of the last stage."""
+    return f"stage{stage_count(taps) - 1}"
 
 
 def reached(build: Callable[[], nn.Module], example: Batch, tap: str, view: str = "x") -> list[str]:

@@ -43,8 +43,11 @@ class Case:
     steps_before: int = 0
     """Of phases before the last."""
     exchange: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    on_ranks: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Settings under which several ranks are one process, where in others they are not."""
 
 
+BRANCHES_OFF = {"label_weight": 0.0, "weight": 0.0}
 CASES = {
     "solo": Case({"kind": "solo"}, {}),
     "label_smoothing": Case({"kind": "label_smoothing", "burn_in_steps": 3}, {"weight": 0.0}),
@@ -70,10 +73,18 @@ CASES = {
     "afd": Case(
         {"kind": "afd", "channels": 4, "adversarial_learning_rate": 0.001},
         {"weight": 0.0, "adversarial_learning_rate": 0.0},
+        on_ranks={"adversarial_learning_rate": 2e-5},
     ),
     "be_your_own_teacher": Case(
         {"kind": "be_your_own_teacher"}, {"label_weight": 0.0, "weight": 0.0, "feature_weight": 0.0}
     ),
+    # The gate normalises over a rank's share of the batch, as any BatchNorm does: ranks differ once it is heard.
+    "one": Case({"kind": "one"}, BRANCHES_OFF, on_ranks=BRANCHES_OFF),
+    "okddip": Case({"kind": "okddip", "nets": 3}, BRANCHES_OFF),
+    "okddip, networks": Case({"kind": "okddip", "nets": 3, "split": 0}, {"weight": 0.0}),
+    "feature_fusion_learning": Case({"kind": "feature_fusion_learning"}, BRANCHES_OFF),
+    "feature_fusion_learning, networks": Case({"kind": "feature_fusion_learning", "split": 0}, BRANCHES_OFF),
+    "cheap_convolutions": Case({"kind": "cheap_convolutions", "nets": 2}, BRANCHES_OFF),
     # Of one replica, whose mean is itself; those of several are killed in tests/golden/test_averaging.py.
     "local_sgd": Case({"kind": "local_sgd"}, {}),
     "diloco": Case({"kind": "diloco"}, {"outer_learning_rate": 1.0, "outer_momentum": 0.0}),
@@ -264,7 +275,7 @@ def test_two_ranks_equal_one_process_in_every_method(tmp_path: Path) -> None:
     mlp = {**DROPPING_MLP, "model": {"kind": "mlp", "width": 8, "layers": 2}}
 
     def spec_of(name: str, ranks: int) -> JobSpec:
-        method = {**CASES[name].method, **({"adversarial_learning_rate": 2e-5} if name == "afd" else {})}
+        method = {**CASES[name].method, **CASES[name].on_ranks}
         return small_spec(recipe=mlp, method=method, replicas={"count": 1, "ranks": ranks})
 
     for number, name in enumerate(ALONE_IN_ITS_JOB):

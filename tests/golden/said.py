@@ -18,7 +18,7 @@ BATCH = Batch(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int6
 class Says(nn.Module):
     """Answers the same taps to everything; each is a parameter."""
 
-    def __init__(self, **taps: Sequence[float]) -> None:
+    def __init__(self, **taps: Sequence[float] | Sequence[Sequence[float]]) -> None:
         super().__init__()
         self.taps = nn.ParameterDict({name: torch.tensor([tap]).double() for name, tap in taps.items()})
 

@@ -1,0 +1,78 @@
+"""Online knowledge distillation with diverse peers (OKDDip): Chen, Mei, Wang, Feng, Chen, AAAI 2020, arXiv 1912.00350.
+
+Networks 0..m-1 see the same batch: a leader, 0, and auxiliary peers. Each peer a is pulled towards a target of its
+own, which attention over all peers, itself among them, mixes from their predictions; the leader towards their mean.
+With h what a network's classifier is shown, and q^T a prediction at temperature T:
+
+    alpha_ab = softmax_b((W_L h_a) . (W_E h_b))          t_a = sum_b alpha_ab q_b^T
+    L = sum_k CE(y, q_k) + weight(t) * T^2 * [ sum_a KL(t_a || q_a^T) + KL(mean_a q_a^T || q_0^T) ]
+
+The peers' predictions are detached in every target and alpha is not, else W_L and W_E would never learn. The authors'
+code detaches nothing and mixes logits; this is the paper's mixture of probabilities. Networks share all stages but the
+last (the paper's branch form), or with `split` = 0 none (its network form). `label_weight` is the factor of the peers'
+losses on the labels; `train/diversity` the mean distance between predictions of two peers. The leader is exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from codistill import combine, losses
+from codistill.divergence import diversity, pull
+from codistill.methods.common import one_phase
+from codistill.phase import Artifacts, Learner, Loss, Phase, Replica, Step
+from codistill.recipes import Recipe
+from codistill.schedules import open_schedule
+from codistill.spec import JobSpec, Okddip
+from codistill.surgery.attention import Attention
+from codistill.surgery.branches import Joined, first_net, grown, of_branch, of_each, stages_shared
+from codistill.surgery.stages import Taps, cut, shapes
+
+
+def plan(spec: JobSpec, method: Okddip, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
+    """One phase; raises `ValueError` for a model without a stage after those in common."""
+
+    def staged() -> Taps:
+        return cut(recipe.build_model(), method=method.kind, stages=(1 if method.split is None else method.split) + 1)
+
+    taps = shapes(staged, recipe.example(2))
+    factor = open_schedule(method.weight_schedule, spec.training.steps)
+
+    def learner(artifacts: Artifacts) -> Learner:
+        shared = stages_shared(taps, method.split)
+        nets = grown(lambda: staged().net, recipe.example(2), branches=method.nets, shared=shared)
+        return Learner({"net": Joined(nets, Attention(taps["features"][-1]))})
+
+    def loss(step: Step) -> Loss:
+        said = step.show("net")
+        tasks = [recipe.task_loss(of_branch(said, k), step.batch) for k in range(method.nets)]
+        leader, *peers = of_each(said, "logits")
+        of_leader = pull("kl", peers, leader, temperature=method.temperature).loss
+        of_peers = torch.stack(attended(peers, said["attention"], temperature=method.temperature)).sum()
+        weight = method.weight * factor(step.index)
+        stats = {
+            "train/task_loss": tasks[0].detach(),
+            "train/distill_loss": of_leader.detach(),
+            "train/peers_distill_loss": of_peers.detach(),
+            "train/diversity": diversity(peers),
+            "distill/weight": torch.tensor(weight),
+        }
+        labels = method.label_weight * torch.stack(tasks[1:]).sum()
+        return Loss(tasks[0] + labels + weight * (of_peers + of_leader), stats)
+
+    evaluated = {f"net{k}/" if k else "": f"branch{k}/logits" for k in range(method.nets)}
+    return one_phase(spec, recipe, replica, loss, learner=learner, taps=evaluated, export=first_net)
+
+
+def attended(peers: Sequence[Tensor], attention: Tensor, *, temperature: float) -> list[Tensor]:
+    """The term of each of m peers, from their logits [..., classes] and `attention` [..., m, m]: scalars whose gradient
+    goes to the peer's own logits and to the attention."""
+    heard = [logits.detach() for logits in peers]
+    terms: list[Tensor] = []
+    for logits, weights in zip(peers, attention.unbind(-2), strict=True):
+        target = combine.mean_probabilities(heard, temperature=temperature, weights=weights.movedim(-1, 0))
+        terms.append(losses.kl_divergence(target, logits, temperature=temperature, through=True))
+    return terms
