@@ -20,11 +20,12 @@ def load_spec(*paths: Path, settings: Mapping[str, Any] | None = None) -> JobSpe
     `settings`, a part of a spec, comes last. Raises `SpecError` for a bad spec or file."""
     found: dict[str, Any] = {}
     for path in paths:
-        found = merged(found, _table(path))
+        found = merged(found, read_table(path))
     return parse_spec(merged(found, settings or {}))
 
 
-def _table(path: Path) -> Mapping[str, Any]:
+def read_table(path: Path) -> Mapping[str, Any]:
+    """What stands in one file, unchecked. Raises `SpecError` when that is no table."""
     if path.suffix not in SUFFIXES:
         raise _refused(f"{path}: a spec file ends in {', '.join(SUFFIXES)}; rename it")
     try:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from codistill.compare.metrics import log_loss
 from codistill.compare.predictions import Predictions
 from codistill.outcome import ReplicaOutcome, attempt_result
 from codistill.run_dir import RunDir, write_json
@@ -58,7 +59,12 @@ def ended_run(
             path = run.replica(1, replica) / "predictions" / f"{split}.parquet"
             write_rows(path, probabilities, labels, first_id=first_id)
     outcomes = {
-        replica: ReplicaOutcome("succeeded", seconds=2.0 + index, bytes_received=100)
+        replica: ReplicaOutcome(
+            "succeeded",
+            seconds=2.0 + index,
+            bytes_received=100,
+            metrics={"eval/log_loss": log_loss(predictions(replicas[replica][0], labels))},
+        )
         for index, replica in enumerate(sorted(replicas))
     }
     outcomes |= {replica: ReplicaOutcome("failed", error="boom") for replica in failed}

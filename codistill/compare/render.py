@@ -23,7 +23,12 @@ _Cell = Callable[[Row], str]
 
 
 def arms_text(rows: Sequence[Row]) -> str:
-    """The first block: one line per arm. Columns that no arm has are left out, as far as they are optional."""
+    """The first block: one line per arm."""
+    return _aligned(*arm_cells(rows))
+
+
+def arm_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Names of columns, and a line for each arm. Columns that no arm has are left out, as far as they are optional."""
     columns: dict[str, _Cell] = {
         "arm": lambda row: row.arm,
         "runs": lambda row: str(row.runs),
@@ -41,7 +46,7 @@ def arms_text(rows: Sequence[Row]) -> str:
         columns["flips to incumbent"] = lambda row: _value("flips", row.incumbent_flips)
     columns["seconds"] = lambda row: f"{row.seconds:.1f}"
     columns["exchanged"] = lambda row: size(row.bytes_exchanged)
-    return _aligned(list(columns), [[cell(row) for cell in columns.values()] for row in rows])
+    return list(columns), [[cell(row) for cell in columns.values()] for row in rows]
 
 
 def differences_text(differences: Sequence[Difference], baseline: str) -> str:
@@ -49,7 +54,7 @@ def differences_text(differences: Sequence[Difference], baseline: str) -> str:
     head = ["arm", "metric", f"less {baseline}", "95 % interval", "seeds", "verdict"]
     shown = {one.arm for one in differences if one.interval is not None}
     without = {one.arm: one.n for one in differences if one.arm not in shown}
-    lines = [_difference_cells(one) for one in differences if one.arm in shown]
+    lines = [difference_cells(one) for one in differences if one.arm in shown]
     lines += [[arm, "all", MISSING, MISSING, str(n), MISSING] for arm, n in without.items()]
     return _aligned(head, lines)
 
@@ -67,7 +72,8 @@ def as_csv(rows: Sequence[Row], differences: Sequence[Difference], baseline: str
     return out.getvalue()
 
 
-def _difference_cells(one: Difference) -> list[str]:
+def difference_cells(one: Difference) -> list[str]:
+    """Arm, metric, difference, interval, seeds and verdict."""
     start = [one.arm, METRIC_NAMES[one.metric]]
     if one.interval is None:
         return [*start, MISSING, MISSING, str(one.n), MISSING]

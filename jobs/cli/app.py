@@ -17,6 +17,7 @@ from jobs.cli import (
     offers,
     remote,
     server,
+    study,
     token,
     watch,
 )
@@ -55,6 +56,7 @@ for verb in (
     backup.backup,
     backup.restore,
     compare.compare,
+    study.study,
     local.replay,
     offers.methods,
     offers.recipes,

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import typer
 
@@ -66,7 +66,7 @@ def validate(
     checked = _load(spec, change, baseline)
     if facts:
         with _as_file(checked) as file:
-            return _run_module("codistill.describe", str(file))
+            return run_module("codistill.describe", str(file))
     emit_json(checked.model_dump(mode="json"))
     files = " + ".join(map(str, spec))
     say(f"{files} is valid: {checked.replicas.count} x {checked.total_steps} steps, method {checked.method.kind}")
@@ -110,14 +110,14 @@ def run(
         refuse_missing_data(checked)
     if on is None:
         with _as_file(checked) as file:
-            return _run_module("codistill.local", str(file), "--storage", str(directory), "--job", job_id)
+            return run_module("codistill.local", str(file), "--storage", str(directory), "--job", job_id)
     require_cluster(f"run --on {on}")
     run_dir = RunDir(directory, job_id)
     fence = (run_dir.fences() or [0])[-1] + 1
     if on == "auto":
         words = ["--storage", str(directory), "--job", job_id, "--fence", str(fence), "--address", "auto"]
         with _as_file(checked) as file:
-            code = _run_module("cluster.launch", "--spec-file", str(file), *words)
+            code = run_module("cluster.launch", "--spec-file", str(file), *words)
         return exit_of_attempt(run_dir, fence) if code == Exit.DONE else code
     if on.startswith(("http://", "https://")):
         from jobs.cli.ray_job import run_as_ray_job
@@ -141,7 +141,7 @@ def replay(
     index = replica.removeprefix("replica-")
     if not index.isdecimal():
         raise CommandError(f"{replica} is not a replica that has teachers; name replica-0, replica-1, ...", Exit.USAGE)
-    return _run_module("codistill.replay", str(found.root), index)
+    return run_module("codistill.replay", str(found.root), index)
 
 
 def run_dir_of(word: str, storage: Path | None) -> RunDir:
@@ -194,11 +194,11 @@ def storage_or_default(given: Path | None) -> Path:
     return directory
 
 
-def _run_module(module: str, *arguments: str) -> int:
+def run_module(module: str, *arguments: str, stdout: IO[str] | None = None) -> int:
     """Run one of our modules on this terminal; its exit code. Ctrl-C is the child's to handle: it writes a last
-    checkpoint."""
+    checkpoint. What it prints goes to `stdout`, if that is given."""
     command = [sys.executable, "-P", "-m", module, *arguments]
-    child = subprocess.Popen(command)
+    child = subprocess.Popen(command, stdout=stdout)
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         code = child.wait()

@@ -195,7 +195,7 @@ def test_replay_names_the_run_and_the_replica(
 ) -> None:
     (tmp_path / "job").mkdir()
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(local, "_run_module", lambda *words: asked.append(words) or Exit.REPLAY_DIFFERS)
+    monkeypatch.setattr(local, "run_module", lambda *words: asked.append(words) or Exit.REPLAY_DIFFERS)
     for words in (["job", "replica-1", "--storage", str(tmp_path)], [str(tmp_path / "job"), "1"]):
         assert call(capsys, "replay", *words)[0] == Exit.REPLAY_DIFFERS
     assert asked == [("codistill.replay", str(tmp_path / "job"), "1")] * 2

@@ -92,7 +92,7 @@ def test_the_command_runs_the_baseline(tmp_path: Path, monkeypatch: pytest.Monke
         ran.append(parse_spec(Path(file).read_bytes()))
         return 0
 
-    monkeypatch.setattr(local, "_run_module", note)
+    monkeypatch.setattr(local, "run_module", note)
     path = tmp_path / "pair.json"
     path.write_text(parse_spec(GIVEN).model_dump_json())
     assert local.run([path], storage=tmp_path, seed=7, baseline="diloco") == 0

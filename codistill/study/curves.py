@@ -1,0 +1,95 @@
+"""Quality on validation against what it took: steps, seconds, bytes, floating-point operations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from codistill.compare.arms import MAIN, arm_of
+from codistill.compare.rows import Score
+from codistill.records import read, values
+from codistill.run_dir import RunDir, read_json
+from codistill.study.effort import flops_by_step
+
+VALIDATION, RECEIVED = "eval/log_loss", "exchange/bytes_received"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A mean over the seeds of an arm that were measured at this step."""
+
+    step: int
+    log_loss: float
+    """On validation, nats, of the model that stands for the run."""
+    seconds: float
+    """Since the first row of metrics."""
+    received_bytes: float
+    """By all replicas of the job together."""
+    flops: float
+    """Of all replicas of the job together."""
+    seeds: int
+
+
+def curve_of(scores: Sequence[Score], facts: Mapping[str, Any]) -> list[Point]:
+    """Of an arm, from what its runs have recorded; empty for an ensemble over runs, which is measured at its end
+    only. `facts` is what `codistill.describe` says of its jobs."""
+    found: dict[int, list[Point]] = {}
+    for score in scores:
+        if score.run is not None and score.replica is not None:
+            for point in _of_run(score.run, score.replica, facts):
+                found.setdefault(point.step, []).append(point)
+    return [_mean(points) for _, points in sorted(found.items())]
+
+
+def _of_run(run: RunDir, replica: str, facts: Mapping[str, Any]) -> list[Point]:
+    table, spec = read(run, replica, "metrics"), run.read_spec()
+    steps, losses = values(table, VALIDATION)
+    received = _received(run, replica, steps)
+    at = _seconds(table, steps)
+    return [
+        Point(step, loss, at[n], received[n], flops_by_step(spec, facts, step), 1)
+        for n, (step, loss) in enumerate(zip(steps, losses, strict=True))
+    ]
+
+
+def _received(run: RunDir, replica: str, steps: Sequence[int]) -> list[float]:
+    """By all replicas of the arm together when each had done so many steps."""
+    fence = run.fences()[-1]
+    result = read_json(run.result(fence)) or {}
+    own = [name for name in result.get("replicas", {}) if arm_of(name) == arm_of(replica)]
+    if arm_of(replica) != MAIN:  # a control has no teachers
+        return [0.0] * len(steps)
+    total = np.zeros(len(steps))
+    for name in own:
+        logged, counts = values(read(run, name, "metrics"), RECEIVED)
+        if logged:
+            before = np.searchsorted(logged, steps, side="right")
+            total += np.concatenate([[0.0], counts])[before]
+    return [float(count) for count in total]
+
+
+def _seconds(table: pa.Table, steps: Sequence[int]) -> list[float]:
+    """Since the first row, at each of the steps; of a training that was interrupted, the pause counts."""
+    if not steps:
+        return []
+    times = table["time"].to_pylist()
+    began = min(times)
+    rows = zip(table["name"].to_pylist(), table["step"].to_pylist(), times, strict=True)
+    at = {step: time for name, step, time in rows if name == VALIDATION}
+    return [(at[step] - began).total_seconds() for step in steps]
+
+
+def _mean(points: Sequence[Point]) -> Point:
+    return Point(
+        step=points[0].step,
+        log_loss=mean(point.log_loss for point in points),
+        seconds=mean(point.seconds for point in points),
+        received_bytes=mean(point.received_bytes for point in points),
+        flops=mean(point.flops for point in points),
+        seeds=len(points),
+    )

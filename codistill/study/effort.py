@@ -1,0 +1,83 @@
+"""What each arm is given, so that nobody wins by having been given more. Pure.
+
+Two measures, each of a whole job with all its replicas and phases: samples whose labels a loss has seen (times units,
+for tokens), and floating-point operations, forwards of teachers among them. Controls are not counted: they are arms of
+their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from codistill.spec import JobSpec
+
+TOLERANCE = 0.05
+"""Share by which an arm may differ from the baseline and still count as given the same."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Of one job."""
+
+    units: int
+    """Samples or tokens, repetitions counted."""
+    unit: str
+    flops: float
+    """Multiplications and additions counted apart."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """What an arm is given, as a multiple of what the baseline is."""
+
+    arm: str
+    units: float
+    flops: float
+
+    @property
+    def is_equal(self) -> bool:
+        return all(abs(ratio - 1) <= TOLERANCE for ratio in (self.units, self.flops))
+
+    def __str__(self) -> str:
+        return f"{self.arm}: {self.units:.2f} x the samples, {self.flops:.2f} x the operations"
+
+
+def effort_of(spec: JobSpec, facts: Mapping[str, Any]) -> Effort:
+    """`facts` is what `codistill.describe` says of the spec."""
+    samples = spec.total_steps * spec.training.batch_size * spec.replicas.count
+    flops = sum(_flops(spec, phase) for phase in facts["phases"].values())
+    return Effort(samples * int(facts["units_per_sample"]), str(facts["unit"]), flops * spec.replicas.count)
+
+
+def flops_by_step(spec: JobSpec, facts: Mapping[str, Any], step: int) -> float:
+    """Of all replicas until `step` steps are done, counted over all phases; teachers are heard from the burn-in on."""
+    total, before = 0.0, 0
+    for phase in facts["phases"].values():
+        done = min(max(step - before, 0), phase["steps"])
+        total += _flops(spec, {**phase, "steps": done})
+        before += phase["steps"]
+    return total * spec.replicas.count
+
+
+def _flops(spec: JobSpec, phase: Mapping[str, Any]) -> float:
+    heard = max(0, phase["steps"] - (spec.burn_in_steps if spec.exchanges and not spec.averages else 0))
+    return phase["steps"] * phase["flops_per_step"] + heard * phase["teachers_flops_per_step"]
+
+
+def ratios(efforts: Mapping[str, Effort], baseline: str) -> dict[str, Ratio]:
+    """Of each arm."""
+    base = efforts[baseline]
+    return {arm: Ratio(arm, one.units / base.units, one.flops / base.flops) for arm, one in efforts.items()}
+
+
+def why_unfair(found: Mapping[str, Ratio], baseline: str) -> str | None:
+    """What to say of a study whose arms are not given the same; None when they are."""
+    unequal = [str(one) for one in found.values() if not one.is_equal]
+    if not unequal:
+        return None
+    return (
+        f"arms are not given what '{baseline}' is ({'; '.join(unequal)}); give them as much (training.steps,"
+        " replicas.count), or set unequal = 'name', which says so beside the figures"
+    )

@@ -1,0 +1,146 @@
+"""The verb `study`: arms x seeds as jobs, here or in a service, and what they show."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.cli.exits import CommandError, Exit
+from jobs.cli.local import Storage, refuse_missing_data, run_module, storage_or_default
+from jobs.cli.output import Format, emit, emit_data, plain, say, service_url
+from jobs.cli.service import Url, connect
+
+if TYPE_CHECKING:
+    from codistill.spec import JobSpec
+    from codistill.study import Study, Trial
+
+FACTS_LIMIT_S = 120.0
+
+
+def study(
+    file: Annotated[
+        Path, typer.Argument(metavar="STUDY", help="A .toml, .yaml or .json file: name, seeds, base, arms")
+    ],
+    storage: Storage = None,
+    submit: Annotated[
+        bool, typer.Option("--submit", help="Give the jobs to the service instead of training them here")
+    ] = False,
+    only_report: Annotated[bool, typer.Option("--only-report", help="Train nothing; what is there so far")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write the report, with plots, into this .html file", metavar="FILE")
+    ] = None,
+    output: Annotated[Format, typer.Option("-o", "--output", help="How the report is printed")] = Format.TABLE,
+    url: Url = None,
+) -> int:
+    """Train every arm of a study with every seed, and set them side by side. The same command again goes on where it
+    stopped."""
+    from codistill.study import load_study, trials_of
+    from codistill.study.run import train_missing
+
+    asked = load_study(file)
+    trials = trials_of(asked)
+    _check_html(html)
+    facts = _Facts()
+    try:
+        _be_fair(asked, trials, facts)
+        if submit:
+            return _submitted(trials, url)
+        for trial in trials:
+            refuse_missing_data(trial.spec)
+        directory = storage_or_default(storage)
+        if not only_report:
+            # What the jobs print is no part of the report.
+            code = train_missing(trials, directory, say=say, run_module=partial(run_module, stdout=sys.stderr))
+            if code != 0:
+                return code
+        return _report(asked, trials, directory, facts, html, output)
+    finally:
+        facts.close()
+
+
+class _Facts:
+    """What `codistill.describe` says of a spec, from one process that has torch."""
+
+    def __init__(self) -> None:
+        from jobs.describer import Describer
+
+        self._describer = Describer({}, patience_s=FACTS_LIMIT_S)
+
+    def __call__(self, spec: JobSpec) -> Mapping[str, Any]:
+        found = self._describer.facts(spec, FACTS_LIMIT_S)
+        if isinstance(found, str):
+            raise CommandError(f"{spec.name}: what it takes cannot be told: {found}", Exit.UNAVAILABLE)
+        return found
+
+    def close(self) -> None:
+        self._describer.close()
+
+
+def _be_fair(asked: Study, trials: list[Trial], facts: _Facts) -> None:
+    """Raise `CommandError` for arms that are not given the same, unless the study says that it knows."""
+    from codistill.study.effort import effort_of, ratios, why_unfair
+
+    firsts = {trial.arm: trial.spec for trial in reversed(trials)}
+    found = ratios({arm: effort_of(spec, facts(spec)) for arm, spec in firsts.items()}, asked.set_against)
+    problem = why_unfair(found, asked.set_against)
+    if problem is not None and asked.unequal == "refuse":
+        raise CommandError(problem, Exit.USAGE)
+    if problem is not None:
+        for one in found.values():
+            if not one.is_equal:
+                say(f"not given what {asked.set_against} is: {one}")
+
+
+def _submitted(trials: list[Trial], url: str | None) -> int:
+    """Every job under a key of its own: those that are there already stay as they are."""
+    with connect(url) as client:
+        for trial in trials:
+            emit(client.submit(trial.spec, key=f"study/{trial.job_id}").id)
+    study_name = trials[0].spec.labels["study"]
+    say(f"next: codistill list --label study={study_name} | the page: {url or service_url()}/studies/{study_name}")
+    return Exit.DONE
+
+
+def _report(asked: Study, trials: list[Trial], storage: Path, facts: _Facts, html: Path | None, output: Format) -> int:
+    from codistill.compare import NothingToCompare
+    from codistill.study.report import report_of
+
+    try:
+        report = report_of(
+            asked.name, trials, storage, facts, baseline=asked.set_against, ensemble_of=asked.ensemble_of
+        )
+    except NothingToCompare as error:
+        raise CommandError(str(error), Exit.JOB_NOT_FINISHED) from None
+    if output is Format.TABLE:
+        emit("\n".join(map(plain, report.as_text().splitlines())))
+    else:
+        emit_data(json.loads(json.dumps(report.as_json())), output)
+    if html is not None:
+        from codistill.study.html import as_html
+
+        try:
+            html.write_text(as_html(report))
+        except OSError as error:
+            raise CommandError(f"cannot write {html}: {error.strerror}; name another file", Exit.UNAVAILABLE) from None
+        say(f"the report is in {html}")
+    return Exit.DONE if not report.missing else Exit.JOB_NOT_FINISHED
+
+
+def _check_html(html: Path | None) -> None:
+    """Before hours of training, whether the report could be written."""
+    if html is None:
+        return
+    from importlib.util import find_spec
+
+    if not html.absolute().parent.is_dir():
+        raise CommandError(f"{html}: the directory does not exist; create it, or name another", Exit.USAGE)
+    if find_spec("matplotlib") is None:
+        raise CommandError(
+            "--html needs matplotlib, not installed here: pip install 'codistill[plots]'", Exit.UNAVAILABLE
+        )

@@ -1,0 +1,68 @@
+"""`codistill study`: refusals before anything is trained, and a report of what is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codistill.spec import JobSpec
+from codistill.study import load_study, trials_of
+from jobs.cli import study as verb
+from jobs.cli.exits import Exit
+from tests.ended_runs import ended_run
+from tests.support import SMALL
+from tests.unit.jobs.conftest import Call
+
+PROBABILITIES = [[0.8, 0.2], [0.2, 0.8]]
+
+
+class Facts:
+    """In the place of the process that has torch."""
+
+    def __call__(self, spec: JobSpec) -> Mapping[str, Any]:
+        teachers = 3.0 if spec.exchanges else 0.0
+        phase = {"steps": spec.training.steps, "flops_per_step": 2.0, "teachers_flops_per_step": teachers}
+        return {"unit": "samples", "units_per_sample": 1, "phases": {"train": phase}}
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(verb, "_Facts", Facts)
+    arms = {"solo": {"replicas": {"count": 1}}, "pair": {"method": {"kind": "codistillation", "burn_in_steps": 0}}}
+    study = {"name": "tiny", "seeds": [1], "base": {**SMALL, "method": {"kind": "solo"}}, "arms": arms}
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps(study))
+    return path
+
+
+def test_arms_not_given_the_same_are_refused_before_anything_is_trained(file: Path, call_at_home: Call) -> None:
+    code, out, error = call_at_home("study", str(file))
+    assert (code, out) == (Exit.USAGE, "")
+    assert "pair: 2.00 x the samples, 5.00 x the operations" in error
+    assert "set unequal = 'name'" in error
+
+
+def test_a_report_goes_out_alone_and_says_what_is_missing(file: Path, tmp_path: Path, call_at_home: Call) -> None:
+    value = json.loads(file.read_text())
+    file.write_text(json.dumps({**value, "unequal": "name"}))
+    trials = trials_of(load_study(file))
+    runs = tmp_path / "runs"
+    ended_run(runs, "tiny-solo-1", {"replica-0": (PROBABILITIES, PROBABILITIES)}, [0, 1], spec=trials[0].spec)
+    code, out, error = call_at_home("study", str(file), "--only-report", "--storage", str(runs), "-o", "json")
+    assert code == Exit.JOB_NOT_FINISHED
+    report = json.loads(out)
+    assert report["missing"] == ["tiny-pair-1"]
+    assert [row["arm"] for row in report["comparison"]["rows"]] == ["solo"]
+    assert "not given what solo is: pair" in error
+
+
+def test_a_place_that_is_not_there_is_refused_first(file: Path, tmp_path: Path, call_at_home: Call) -> None:
+    code, _, error = call_at_home("study", str(file), "--html", str(tmp_path / "none" / "r.html"))
+    assert code == Exit.USAGE
+    assert "the directory does not exist" in error
