@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from codistill.capacity import Demand
@@ -78,7 +79,7 @@ class Job:
     estimate: Mapping[str, Any] | None
     """What it was said to take."""
 
-    @property
+    @cached_property
     def spec(self) -> JobSpec:
         return parse_spec(self.spec_json)
 
