@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from codistill.batch import Batch, Outputs, as_outputs
+from codistill.cached_teachers import Cached
 from codistill.companion import Opening
 from codistill.data.home import DataError
 from codistill.phase import Artifacts, Learner, Phase, Step
@@ -50,7 +51,8 @@ def cost_of(phase: Phase, finished: Mapping[str, Learner], batch: Batch, peers: 
     with META:
         learner = phase.learner(Artifacts(finished)).to(META).train()  # moved: some is put elsewhere by name
     work = PhaseInProgress.begin(phase, learner)
-    teachers = {source.name: _modules(source, learner, finished, peers) for source in phase.teachers}
+    sources = [source for source in phase.teachers if not isinstance(source, Cached)]
+    teachers = {source.name: _modules(source, learner, finished, peers) for source in sources}
     batch = batch.to(META)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
@@ -59,6 +61,9 @@ def cost_of(phase: Phase, finished: Mapping[str, Learner], batch: Batch, peers: 
     for source in phase.teachers:
         if isinstance(source, PeerPredictions):
             targets[source.name] = [_stored(next(iter(learner.values())), batch)] * peers
+        if isinstance(source, Cached):  # asked before the first step alone
+            with torch.no_grad():
+                targets[source.name] = [_said(m, batch) for m in _modules(source.of, learner, finished, peers)]
     counter = FlopCounterMode(display=False)
     with counter:
         kept = [_activations(phase, number, work, batch, targets) for number in range(len(phase.updates))]
@@ -85,12 +90,21 @@ def _modules(source: Any, learner: Learner, finished: Mapping[str, Learner], pee
         case Peers():
             return [learner[source.part]] * peers
         case Frozen():
-            try:
-                return [source.build(_opening(learner, finished))]
-            except DataError:  # a model that is not there yet, or not here
-                return [next(iter(learner.values()))]
+            return [_built(source, build, learner, finished) for build in source.models]
         case _:
             return []  # answers without a module
+
+
+def _built(
+    source: Frozen, build: Callable[[Opening], nn.Module], learner: Learner, finished: Mapping[str, Learner]
+) -> nn.Module:
+    try:
+        return build(_opening(learner, finished))
+    except DataError:  # a model that is not there yet, or not here
+        if source.stand_in is None:
+            return next(iter(learner.values()))
+        with META:
+            return source.stand_in().to(META)
 
 
 def _opening(learner: Learner, finished: Mapping[str, Learner]) -> Opening:

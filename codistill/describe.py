@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
@@ -32,7 +33,7 @@ from codistill.phase import Learner, Replica
 from codistill.price import exchanges_of
 from codistill.recipes import RecipeUnavailable, open_recipe
 from codistill.recipes.base import Recipe
-from codistill.spec import DiLoCo, Installed, JobSpec
+from codistill.spec import DiLoCo, Ensemble, Installed, JobSpec, KnowledgeDistillation
 from codistill.spec_errors import SpecError, parse_spec
 from codistill.spec_files import load_spec
 from codistill.throughput import forward_flops
@@ -83,6 +84,8 @@ def describe(spec: JobSpec) -> dict[str, Any]:
         peers = max(len(all_teachers_of(spec.exchange.topology, r, spec.replicas.count)) for r in everyone)
         snapshot = spec.exchange.interval_steps * spec.training.batch_size * form.sent_bytes
         table_bytes = peers * samples_seen(spec) * form.row_bytes
+    if isinstance(spec.method, KnowledgeDistillation) and spec.method.cache_predictions:
+        table_bytes = cached_bytes(spec, recipe)
     micros = spec.replicas.ranks * spec.training.accumulate
     memory = max(
         memories(spec, list(costs.values()), table_bytes, snapshot if everyone else 0), key=lambda one: one.total
@@ -120,6 +123,13 @@ def costs_of(spec: JobSpec, recipe: Recipe, peers: int) -> dict[str, PhaseCost]:
     for phase in plan(spec, recipe, Replica(0, spec.replicas.count, spec.seed, 0, spec.replicas.ranks)):
         costs[phase.name], finished[phase.name] = cost_of(phase, finished, recipe.example(samples), peers)
     return costs
+
+
+def cached_bytes(spec: JobSpec, recipe: Recipe) -> int:
+    """Of all that trained teachers say of the samples, where that is kept."""
+    teacher = getattr(spec.method, "teacher", None)
+    models = len(teacher.of) if isinstance(teacher, Ensemble) else 1
+    return 4 * models * samples_seen(spec) * math.prod(recipe.example(1).y.shape[1:]) * recipe.classes
 
 
 def samples_seen(spec: JobSpec) -> int:

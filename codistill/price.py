@@ -17,7 +17,7 @@ from codistill.spec import JobSpec
 
 _SAME_STEP = {
     "recipe": True,
-    "method": {"kind", "teacher"},
+    "method": {"kind", "teacher", "cache_predictions"},
     "replicas": True,
     "exchange": {"topology", "interval_steps", "currency", "mode", "transport"},
     "training": {"batch_size", "accumulate", "optimizer", "precision", "compile", "device", "loader"},

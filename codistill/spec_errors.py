@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -110,8 +110,14 @@ def _locate(loc: tuple[int | str, ...]) -> tuple[Any, dict[str, Any], str]:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             fields = _fields(annotation)
         shown.append(str(part))
-        annotation = fields.get(str(part))
+        annotation = _item(annotation) if isinstance(part, int) else fields.get(str(part))
     return annotation, fields, ".".join(shown)
+
+
+def _item(annotation: Any) -> Any:
+    """What a tuple of any length holds."""
+    item, *_ = get_args(annotation) or (None,)
+    return get_args(item)[0] if get_origin(item) is Annotated else item
 
 
 def _fields(model: type[BaseModel]) -> dict[str, Any]:

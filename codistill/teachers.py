@@ -79,25 +79,30 @@ class PeerPredictions:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A model that does not change: of an earlier phase, or of a job that has ended."""
+    """Models that do not change: of an earlier phase, or of jobs that have ended."""
 
-    build: Callable[[Opening], nn.Module]
-    """Gives the teacher, which shares nothing with what is still trained."""
+    models: Sequence[Callable[[Opening], nn.Module]]
+    """Give the teachers, which share nothing with what is still trained."""
     name: str = "teacher"
     view: str = "x"
+    stand_in: Callable[[], nn.Module] | None = None
+    """What a teacher is taken to be where costs are told and it is not there; left out, the student."""
 
     def open(self, opening: Opening) -> FrozenTeacher:
-        model = opening.place(self.build(opening))
-        return FrozenTeacher(model.requires_grad_(False), self.view)
+        models = [opening.place(build(opening)).requires_grad_(False) for build in self.models]
+        return FrozenTeacher(models, self.view)
 
 
 @dataclass(frozen=True)
 class FrozenTeacher(Teacher):
-    """One model in evaluation, for good."""
+    """Models in evaluation, for good."""
 
-    model: nn.Module
+    models: Sequence[nn.Module]
     view: str
 
     def outputs(self, batch: Batch) -> Sequence[Outputs]:
-        with unseen(self.model):
-            return [as_outputs(self.model(batch.views[self.view]))]
+        return [self._ask(model, batch) for model in self.models]
+
+    def _ask(self, model: nn.Module, batch: Batch) -> Outputs:
+        with unseen(model):
+            return as_outputs(model(batch.views[self.view]))

@@ -46,6 +46,11 @@ class TrainingBatches:
         ids = self.order(step).chunk(self.ranks)[self.rank]
         return self.split.read(ids, ("augment", self.seed, *self.names, step))
 
+    def ids_until(self, steps: int) -> torch.Tensor:
+        """All samples of the first `steps` batches, of all ranks, ascending."""
+        pass_steps = -(-len(self.split.ids) // len(self.order(0)))  # after so many, each has been there
+        return torch.cat([self.order(step) for step in range(min(steps, pass_steps))]).unique()
+
 
 def training_batches(split: Split, mode: DataMode, replica: Replica, batch_size: int, *names: str) -> TrainingBatches:
     """What `replica` trains on, in batches of `batch_size` samples over all its ranks. With `names`, the same samples

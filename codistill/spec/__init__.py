@@ -10,6 +10,7 @@ Read a spec with `codistill.spec_errors.parse_spec`, which names the bad key and
 from codistill.spec.averaging import DiLoCo, LocalSgd
 from codistill.spec.base import (
     NAME_PATTERN,
+    Divergence,
     OperatorName,
     Spec,
 )
@@ -59,7 +60,6 @@ from codistill.spec.methods import (
     Control,
     DataMode,
     Disjoint,
-    Divergence,
     LabelSmoothing,
     Method,
     Overlap,
@@ -73,11 +73,13 @@ from codistill.spec.offers import (
     why_not_offered,
 )
 from codistill.spec.offline import (
+    Ensemble,
     FrozenTeacher,
     KnowledgeDistillation,
     OfJob,
     RegisteredModel,
     TrainedFirst,
+    jobs_named,
 )
 from codistill.spec.recipes import (
     Cnn,
@@ -131,6 +133,7 @@ __all__ = [
     "Digits",
     "Disjoint",
     "Divergence",
+    "Ensemble",
     "Exchange",
     "Explicit",
     "FeatureFusionLearning",
@@ -181,6 +184,7 @@ __all__ = [
     "TravelPrecision",
     "WeightSchedule",
     "Weights",
+    "jobs_named",
     "misfit",
     "offer_of",
     "replica_name",

@@ -10,7 +10,7 @@ from codistill.spec.averaging import DiLoCo, LocalSgd, why_not_averaged
 from codistill.spec.base import NAME_PATTERN, Spec
 from codistill.spec.cohorts import NORMALISED
 from codistill.spec.exchange import Exchange, MemoryTransport, Predictions, misfit
-from codistill.spec.joining import why_not_joined
+from codistill.spec.joining import why_not_cached, why_not_joined
 from codistill.spec.methods import (
     DEFAULT_BURN_IN_FRACTION,
     Arm,
@@ -85,6 +85,9 @@ class JobSpec(Spec):
             problem = why_not_joined(self.exchange.currency, self.exchange, self.method, self.recipe, self.data)
             if problem is not None:
                 raise ValueError(problem)
+        is_cached = isinstance(self.method, KnowledgeDistillation) and self.method.cache_predictions
+        if is_cached and (problem := why_not_cached(self.recipe)) is not None:
+            raise ValueError(problem)
         for control in self.controls:
             if self.controls.count(control) > 1:
                 raise ValueError(f"controls names '{control}' twice; each control is trained once")

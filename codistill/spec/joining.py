@@ -1,4 +1,4 @@
-"""Predictions as currency: where what one replica said of a sample is of use to another."""
+"""Predictions joined by sample: where what somebody said of a sample once is of use later, or to another."""
 
 from __future__ import annotations
 
@@ -7,16 +7,32 @@ from codistill.spec.methods import Codistillation, DataMode, Disjoint, Overlap
 from codistill.spec.recipes import Images, Recipe
 
 
+def augmentation_of(recipe: Recipe) -> str | None:
+    """The key of the recipe by which a sample looks different each time; None where there is none. What an installed
+    recipe does is not told here."""
+    keys = ("shift_pixels", "flip") if isinstance(recipe, Images) else ()
+    return next((key for key in keys if getattr(recipe, key)), None)
+
+
+def why_not_cached(recipe: Recipe) -> str | None:
+    """What keeps a teacher's predictions from being worked out once for each sample; None when nothing does."""
+    if (key := augmentation_of(recipe)) is None:
+        return None
+    return (
+        f"method.cache_predictions keeps one prediction for each sample, and recipe.{key} shows a sample in another"
+        " random way each time; leave one of them out"
+    )
+
+
 def why_not_joined(
     currency: Predictions, exchange: Exchange, method: Codistillation, recipe: Recipe, data: DataMode
 ) -> str | None:
     """What keeps predictions from being joined by sample, and what would be right; None when nothing does."""
-    for key in ("shift_pixels", "flip"):
-        if isinstance(recipe, Images) and getattr(recipe, key):
-            return (
-                f"recipe.{key} shows each replica a sample in another random way, and predictions are joined by sample"
-                " alone; leave it out, or use exchange.currency.kind = 'weights'"
-            )
+    if (key := augmentation_of(recipe)) is not None:
+        return (
+            f"recipe.{key} shows each replica a sample in another random way, and predictions are joined by sample"
+            " alone; leave it out, or use exchange.currency.kind = 'weights'"
+        )
     if isinstance(data, Disjoint) or (isinstance(data, Overlap) and data.ratio == 0):
         return (
             "data gives no sample to two replicas, and predictions are joined by sample; use data.kind = 'same_set', an"

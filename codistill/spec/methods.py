@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from codistill.spec.averaging import DiLoCo, LocalSgd
-from codistill.spec.base import Spec
+from codistill.spec.base import Divergence, Spec
 from codistill.spec.cohorts import (
     Afd,
     BeYourOwnTeacher,
@@ -22,12 +22,6 @@ from codistill.spec.training import Constant, WeightSchedule
 
 DEFAULT_BURN_IN_FRACTION = 0.4
 """Share of training before teachers are heard: about 0.41 in Anil et al.'s ImageNet run, 0.4 in later public code."""
-
-
-Divergence = Literal["cross_entropy", "kl", "reverse_kl", "logit_regression"]
-"""How far a student is from its teachers. `cross_entropy` and `kl` (teachers first) pull with the same gradient, and
-`kl` is 0 where they agree; `reverse_kl` (student first) seeks one of the teachers' modes; `logit_regression` is what
-`kl` tends to with rising temperature."""
 
 
 class Solo(Spec):

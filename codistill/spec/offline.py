@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from codistill.spec.base import NAME_PATTERN, OperatorName, Spec
+from codistill.spec.base import NAME_PATTERN, Divergence, OperatorName, Spec
 from codistill.spec.recipes import Recipe
 
 
@@ -35,15 +36,49 @@ class RegisteredModel(Spec):
     name: OperatorName
 
 
-FrozenTeacher = Annotated[TrainedFirst | OfJob | RegisteredModel, Field(discriminator="kind")]
+class Ensemble(Spec):
+    """Several models that have been trained, each as good as any other: their distributions are averaged."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    of: tuple[Annotated[OfJob | RegisteredModel, Field(discriminator="kind")], ...] = Field(min_length=2, max_length=16)
+
+
+HINTONS_TEMPERATURE = 4.0
+
+OneTeacher = Annotated[TrainedFirst | OfJob | RegisteredModel, Field(discriminator="kind")]
+FrozenTeacher = Annotated[TrainedFirst | OfJob | RegisteredModel | Ensemble, Field(discriminator="kind")]
 
 
 class KnowledgeDistillation(Spec):
-    """A student pulled towards a trained teacher that does not change (Hinton et al. 2015)."""
+    """A student pulled towards trained teachers that do not change (Hinton et al. 2015)."""
 
     kind: Literal["knowledge_distillation"] = "knowledge_distillation"
     teacher: FrozenTeacher = TrainedFirst()
     alpha: float = Field(default=0.9, ge=0, le=1)
     """Factor of the distillation term; the loss on the labels gets the rest. 0 gives the very run of `solo`."""
-    temperature: float = Field(default=4.0, gt=0, le=100)
-    """Softens teacher and student alike; the term is scaled by its square."""
+    divergence: Divergence = "kl"
+    """What the term measures between the teachers' mean prediction and the student's."""
+    temperature: float = Field(default=HINTONS_TEMPERATURE, gt=0, le=100)
+    """Softens teachers and student alike; the term is scaled by its square. `logit_regression` has none."""
+    cache_predictions: bool = False
+    """Whether what the teachers say of the training samples is worked out once, before the first step, and joined by
+    sample id from then on: teachers x samples x classes x 4 bytes. For recipes that show a sample always alike."""
+
+    @model_validator(mode="after")
+    def _temperature_is_used(self) -> KnowledgeDistillation:
+        if self.divergence == "logit_regression" and self.temperature != HINTONS_TEMPERATURE:
+            raise ValueError("divergence 'logit_regression' compares logits, which have no temperature; leave it out")
+        return self
+
+
+def jobs_named(teacher: object) -> Iterator[tuple[str, OfJob]]:
+    """The jobs whose models teach, each with the place of its name within `teacher`."""
+    match teacher:
+        case OfJob():
+            yield "job", teacher
+        case Ensemble(of=members):
+            for number, member in enumerate(members):
+                if isinstance(member, OfJob):
+                    yield f"of.{number}.job", member
+        case _:
+            pass

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from codistill.capacity import demand_of, shortage
-from codistill.spec import JobSpec, MemoryTransport, OfJob
+from codistill.spec import JobSpec, MemoryTransport, jobs_named
 from codistill.spec_errors import Problem, SpecError, parse_spec
 from jobs.callers import Caller
 from jobs.door import too_often
@@ -165,13 +165,15 @@ def refuse_impossible(spec: JobSpec, backend: Backend) -> None:
 def refuse_unknown_teacher(spec: JobSpec, backend: Backend, caller: Caller) -> None:
     """Raise `ApiProblem` where a spec names the model of a job that the caller does not see: whose it is otherwise is
     not told. Whoever sees all may also name a run that was put into the storage by hand."""
-    teacher = getattr(spec.method, "teacher", None)
-    if not isinstance(teacher, OfJob) or caller.sees is None:
+    if caller.sees is None:
         return
-    job = backend.store.get(teacher.job)
-    if job is None or job.owner != caller.sees:
-        problem = Problem("method.teacher.job", "there is no such job; GET /api/v1/models lists those that can teach")
-        raise ApiProblem(422, "bad_spec", str(problem), [problem])
+    for place, teacher in jobs_named(getattr(spec.method, "teacher", None)):
+        job = backend.store.get(teacher.job)
+        if job is None or job.owner != caller.sees:
+            problem = Problem(
+                f"method.teacher.{place}", "there is no such job; GET /api/v1/models lists those that can teach"
+            )
+            raise ApiProblem(422, "bad_spec", str(problem), [problem])
 
 
 def cancel_job(backend: Backend, caller: Caller, job_id: str) -> Job:

@@ -63,6 +63,16 @@ CASES = {
         {"alpha": 0.0},
         steps_before=8,
     ),
+    "knowledge_distillation, cached": Case(
+        {
+            "kind": "knowledge_distillation",
+            "divergence": "reverse_kl",
+            "cache_predictions": True,
+            "teacher": {"kind": "trained_first", "steps": 8},
+        },
+        {"alpha": 0.0},
+        steps_before=8,
+    ),
     "deep_mutual_learning": Case({"kind": "deep_mutual_learning"}, {"weight": 0.0}),
     "deep_mutual_learning, sequential": Case(
         {"kind": "deep_mutual_learning", "nets": 3, "order": "sequential"}, {"weight": 0.0}
@@ -93,6 +103,9 @@ CASES = {
 CNN = {"kind": "digits", "width": 4, "train_size": 200, "batch_norm": True}
 DROPPING_MLP = {"kind": "images", "model": {"kind": "mlp", "width": 8, "layers": 2, "dropout": 0.3}}
 every_method = pytest.mark.parametrize("name", CASES)
+
+
+WITH_TEACHERS = ("codistillation", "knowledge_distillation", "knowledge_distillation, cached")
 
 
 def job(storage: Path, name: str, recipe: Mapping[str, Any], **method: Any) -> RunDir:
@@ -160,7 +173,7 @@ def test_targets_and_teachers_carry_no_gradient(tmp_path: Path, name: str, monke
     monkeypatch.setattr(FrozenTeacher, "outputs", noting(FrozenTeacher.outputs, opened))
     monkeypatch.setattr(PeerTeachers, "outputs", noting(PeerTeachers.outputs, opened))
     run_in_turns(run)
-    assert bool(opened) == (name in ("codistillation", "knowledge_distillation"))
+    assert bool(opened) == (name in WITH_TEACHERS)
     assert (taught > 0) == (bool(opened) or name == "codistillation, predictions")
     for parameter in (parameter for module in opened for parameter in module.parameters()):
         assert not parameter.requires_grad
@@ -169,7 +182,7 @@ def test_targets_and_teachers_carry_no_gradient(tmp_path: Path, name: str, monke
 
 def noting(outputs: Callable[[Any, Any], Any], into: list[nn.Module]) -> Callable[[Any, Any], Any]:
     def noted(teacher: Any, batch: Any) -> Any:
-        into.extend([teacher.model] if isinstance(teacher, FrozenTeacher) else teacher._modules.values())
+        into.extend(teacher.models if isinstance(teacher, FrozenTeacher) else teacher._modules.values())
         return outputs(teacher, batch)
 
     return noted

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.testing import assert_close
 
 from codistill.checkpoint import load_newest
 from codistill.data.catalog import register
 from codistill.data.home import DataError
 from codistill.methods import plan
-from codistill.phase import Replica
+from codistill.phase import Loss, Replica, Step
 from codistill.recipes import open_recipe
 from codistill.run_dir import RunDir, read_json, write_json
 from codistill.spec_errors import SpecError
@@ -32,14 +33,42 @@ def job(storage: Path, name: str, **method: Any) -> RunDir:
     )
 
 
-@pytest.mark.parametrize(("temperature", "soft"), [(1.0, 0.0395369), (2.0, 0.0673717), (4.0, 0.0788547)])
-def test_the_loss_of_hinton(temperature: float, soft: float) -> None:
-    spec = small_spec(
-        method={"kind": "knowledge_distillation", "alpha": 0.75, "temperature": temperature}, replicas={"count": 1}
-    )
+def loss_of(step: Step, **method: Any) -> Loss:
+    spec = small_spec(method={"kind": "knowledge_distillation", **method}, replicas={"count": 1})
     (update,) = plan(spec, open_recipe(spec), Replica(0, 1, 0))[-1].updates
+    return update.loss(step)
+
+
+@pytest.mark.parametrize(
+    ("method", "soft"),
+    [
+        ({"temperature": 1.0}, 0.0395369),
+        ({"temperature": 2.0}, 0.0673717),
+        ({"temperature": 4.0}, 0.0788547),
+        ({"temperature": 100.0}, 0.0833259),
+        ({"divergence": "logit_regression"}, 1 / 12),
+        ({"divergence": "reverse_kl", "temperature": 1.0}, 0.0461001),
+        ({"divergence": "cross_entropy", "temperature": 1.0}, 0.6611215),
+    ],
+    ids=str,
+)
+def test_the_loss_of_hinton(method: dict[str, Any], soft: float) -> None:
     step = step_of({"teacher": [{"logits": torch.tensor([T]).double()}]}, net=Says(logits=S))
-    assert update.loss(step).value.item() == pytest.approx(0.25 * 0.4076060 + 0.75 * soft, abs=1e-6)
+    loss = loss_of(step, alpha=0.75, **method)
+    assert loss.value.item() == pytest.approx(0.25 * 0.4076060 + 0.75 * soft, abs=1e-6)
+
+
+def test_the_limit_of_high_temperature_has_the_gradient_of_a_regression() -> None:
+    step = step_of({"teacher": [{"logits": torch.tensor([T]).double()}]}, net=Says(logits=S))
+    loss_of(step, alpha=1.0, divergence="logit_regression").value.backward()
+    assert_close(step.learner["net"].taps["logits"].grad, torch.tensor([[-1 / 6, 0, 1 / 6]], dtype=torch.float64))
+
+
+def test_an_ensemble_teaches_the_mean_of_its_distributions() -> None:
+    """Of logits [3, 0, 0] and [0, 3, 0] that is [0.4773608, 0.4773608, 0.0452785], not what mean logits give."""
+    answers = [{"logits": torch.tensor([logits]).double()} for logits in ([3.0, 0, 0], [0, 3.0, 0])]
+    loss = loss_of(step_of({"teacher": answers}, net=Says(logits=[0.0, 0, 0])), alpha=1.0, temperature=1.0)
+    assert loss.value.item() == pytest.approx(0.2524787, abs=1e-6)
 
 
 def test_the_teacher_of_a_first_phase_is_what_that_phase_ended_with(tmp_path: Path) -> None:

@@ -122,8 +122,10 @@ def test_nobody_learns_from_a_job_of_another(guarded: Guarded) -> None:
     """Neither its model nor that there is one."""
     job = guarded.submit("ann")
 
-    def taught_by(who: str, teacher: str, path: str = "/api/v1/jobs") -> Any:
-        method = {"kind": "knowledge_distillation", "teacher": {"kind": "job", "job": teacher}}
+    def taught_by(who: str, teacher: str, *others: str, path: str = "/api/v1/jobs") -> Any:
+        of = [{"kind": "job", "job": name} for name in (*others, teacher)]
+        teachers = of[0] if len(of) == 1 else {"kind": "ensemble", "of": of}
+        method = {"kind": "knowledge_distillation", "teacher": teachers}
         token = guarded.tokens.get(who) or guarded.token(who, Scope.ADMIN)
         return guarded.ask("POST", path, token, json={**PAIR, "method": method, "replicas": {"count": 1}})
 
@@ -131,7 +133,10 @@ def test_nobody_learns_from_a_job_of_another(guarded: Guarded) -> None:
     assert theirs.status_code == none.status_code == 422
     assert theirs.json()["errors"][0]["path"] == "method.teacher.job"
     assert theirs.json()["detail"] == none.json()["detail"]
-    assert taught_by("bob", job, "/api/v1/jobs:validate").status_code == 422
+    assert taught_by("bob", job, path="/api/v1/jobs:validate").status_code == 422
+    own = guarded.submit("bob")
+    assert taught_by("bob", own, own).status_code == 202
+    assert taught_by("bob", job, own).json()["errors"][0]["path"] == "method.teacher.of.1.job"
     assert taught_by("ann", job).status_code == 202
     assert taught_by("root", job).status_code == 202
     assert taught_by("root", "put-there-by-hand").status_code == 202

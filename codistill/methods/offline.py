@@ -1,0 +1,44 @@
+"""What methods with a trained teacher share: where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import assert_never
+
+from torch import nn
+
+from codistill.companion import Opening
+from codistill.exported import exported_model, mismatch
+from codistill.methods.common import labels_alone, one_phase
+from codistill.phase import Phase, Replica
+from codistill.recipes import Recipe, recipe_of
+from codistill.spec import Ensemble, FrozenTeacher, JobSpec, OfJob, RegisteredModel, TrainedFirst
+
+TEACHER = "teacher"
+"""The phase in which a teacher is trained first."""
+
+Model = Callable[[Opening], nn.Module]
+
+
+def phases_before(spec: JobSpec, teacher: FrozenTeacher, recipe: Recipe, replica: Replica) -> list[Phase]:
+    """The phase `teacher`, where the teacher is trained first. Raises `ValueError` when it would train what a student
+    of `recipe` cannot learn from."""
+    if not isinstance(teacher, TrainedFirst):
+        return []
+    own = recipe if teacher.recipe is None else recipe_of(teacher.recipe)
+    if (problem := mismatch(own, recipe)) is not None:
+        raise ValueError(f"method.teacher.recipe: the teacher {problem}")
+    return one_phase(spec, own, replica, labels_alone(own), name=TEACHER, steps=teacher.steps)
+
+
+def models_of(teacher: FrozenTeacher, recipe: Recipe) -> list[Model]:
+    """The teachers of a student of `recipe`, as they are opened: what the phase before ended with, or exports."""
+    match teacher:
+        case TrainedFirst():
+            return [lambda opening: opening.finished[TEACHER]["net"]]
+        case OfJob() | RegisteredModel():
+            return [lambda opening: exported_model(teacher, opening.storage, recipe)]
+        case Ensemble():
+            return [model for member in teacher.of for model in models_of(member, recipe)]
+        case _:
+            assert_never(teacher)
