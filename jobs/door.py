@@ -28,10 +28,10 @@ from jobs.errors import StoreError
 from jobs.problems import ApiProblem, problem_response
 from jobs.rate import Buckets, Rate
 
-OPEN = frozenset({"/healthz", "/", "/compare", "/queue", "/submit"})
+OPEN = frozenset({"/healthz", "/", "/compare", "/studies", "/queue", "/submit"})
 """Paths for everybody, of which nothing is learned but that somebody is there. The pages among them hold no data: a
 browser sends no token with an address, so their scripts ask for one, and for the data with it."""
-OPEN_PREFIXES = ("/static/", "/jobs/")
+OPEN_PREFIXES = ("/static/", "/jobs/", "/studies/")
 """The page's own files, and the page of a job: the same for every id, whether there is such a job or not."""
 CHANGES_NOTHING = ":validate"
 """How paths end that are counted among the reads, though posted: a form asks there as often as somebody types."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -14,6 +15,7 @@ from codistill.compare.arms import MAIN, arm_of
 from codistill.compare.rows import Score
 from codistill.records import read, values
 from codistill.run_dir import RunDir, read_json
+from codistill.spec import JobSpec
 from codistill.study.effort import flops_by_step
 
 VALIDATION, RECEIVED = "eval/log_loss", "exchange/bytes_received"
@@ -31,11 +33,11 @@ class Point:
     received_bytes: float
     """By all replicas of the job together."""
     flops: float
-    """Of all replicas of the job together."""
+    """Of all replicas of the job together; NaN where facts are not known."""
     seeds: int
 
 
-def curve_of(scores: Sequence[Score], facts: Mapping[str, Any]) -> list[Point]:
+def curve_of(scores: Sequence[Score], facts: Mapping[str, Any] | str) -> list[Point]:
     """Of an arm, from what its runs have recorded; empty for an ensemble over runs, which is measured at its end
     only. `facts` is what `codistill.describe` says of its jobs."""
     found: dict[int, list[Point]] = {}
@@ -46,15 +48,19 @@ def curve_of(scores: Sequence[Score], facts: Mapping[str, Any]) -> list[Point]:
     return [_mean(points) for _, points in sorted(found.items())]
 
 
-def _of_run(run: RunDir, replica: str, facts: Mapping[str, Any]) -> list[Point]:
+def _of_run(run: RunDir, replica: str, facts: Mapping[str, Any] | str) -> list[Point]:
     table, spec = read(run, replica, "metrics"), run.read_spec()
     steps, losses = values(table, VALIDATION)
     received = _received(run, replica, steps)
     at = _seconds(table, steps)
     return [
-        Point(step, loss, at[n], received[n], flops_by_step(spec, facts, step), 1)
+        Point(step, loss, at[n], received[n], _flops(spec, facts, step), 1)
         for n, (step, loss) in enumerate(zip(steps, losses, strict=True))
     ]
+
+
+def _flops(spec: JobSpec, facts: Mapping[str, Any] | str, step: int) -> float:
+    return math.nan if isinstance(facts, str) else flops_by_step(spec, facts, step)
 
 
 def _received(run: RunDir, replica: str, steps: Sequence[int]) -> list[float]:

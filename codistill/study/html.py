@@ -62,10 +62,11 @@ def _summary(report: Report) -> str:
 
 def _effort_rows(report: Report) -> Iterable[Sequence[str]]:
     for arm, effort in report.efforts.items():
-        ratio = report.ratios[arm]
-        mark = "" if ratio.is_equal else " (not the same)"
+        ratio = report.ratios.get(arm)
+        mark = "" if ratio is None or ratio.is_equal else " (not the same)"
         seen = f"{effort.units:,} {effort.unit}"
-        yield [arm + mark, seen, f"{effort.flops:.3g}", f"{ratio.units:.2f}", f"{ratio.flops:.2f}"]
+        against = [MISSING, MISSING] if ratio is None else [f"{ratio.units:.2f}", f"{ratio.flops:.2f}"]
+        yield [arm + mark, seen, f"{effort.flops:.3g}", *against]
 
 
 def _tried(report: Report, arm: str) -> str:

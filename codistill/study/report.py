@@ -16,8 +16,8 @@ from codistill.study.curves import Point, curve_of
 from codistill.study.effort import Effort, Ratio, effort_of, ratios
 from codistill.study.trials import Trial
 
-Facts = Callable[[JobSpec], Mapping[str, Any]]
-"""What `codistill.describe` says of a spec."""
+Facts = Callable[[JobSpec], Mapping[str, Any] | str]
+"""What `codistill.describe` says of a spec, or why that is not known."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class Report:
     tried: Mapping[str, tuple[Tried, ...]]
     """Of each arm with a grid, all combinations, in their order."""
     efforts: Mapping[str, Effort]
+    """Of each arm of which facts are known."""
     ratios: Mapping[str, Ratio]
+    """The same; empty where those of the baseline are not."""
     curves: Mapping[str, Sequence[Point]]
     specs: Mapping[str, JobSpec]
     """Of the first seed."""
@@ -103,14 +105,14 @@ def report_of(
     comparison = compare(arms, baseline=baseline, ensemble_of=[arm for arm in ensemble_of if arm in arms])
     specs = {arm: next(trial.spec for trial in standing if trial.arm == arm) for arm in arms}
     known = {arm: facts(specs[arm]) for arm in arms}
-    efforts = {arm: effort_of(specs[arm], known[arm]) for arm in arms}
+    efforts = {arm: effort_of(specs[arm], found) for arm, found in known.items() if not isinstance(found, str)}
     return Report(
         name=name,
         comparison=comparison,
         chosen={arm: chosen[arm] for arm in arms},
         tried=tried,
         efforts=efforts,
-        ratios=ratios(efforts, baseline),
+        ratios=ratios(efforts, baseline) if baseline in efforts else {},
         curves={arm: curve_of([s for s in comparison.scores if s.arm == arm], known[arm]) for arm in arms},
         specs=specs,
         missing=tuple(trial.job_id for trial in trials if losses[trial.job_id] is None),

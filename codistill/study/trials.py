@@ -27,11 +27,8 @@ class Trial:
     """That combination, by path."""
     seed: int
     spec: JobSpec
-
-    @property
-    def job_id(self) -> str:
-        """The same whenever the study is run, so that it goes on where it stopped."""
-        return self.spec.name
+    job_id: str
+    """On one machine the spec's name, and so the same whenever the study is run: it goes on where it stopped."""
 
 
 def trials_of(study: Study) -> list[Trial]:
@@ -64,7 +61,7 @@ def _trial(study: Study, arm: str, choice: int, settings: Mapping[str, Any], see
     except SpecError as error:
         problems = [Problem(f"arms.{arm}.{problem.path}".rstrip("."), problem.message) for problem in error.problems]
         raise SpecError(problems) from None
-    return Trial(arm, choice, settings, seed, spec)
+    return Trial(arm, choice, settings, seed, spec, spec.name)
 
 
 def _nested(path: str, value: Any) -> dict[str, Any]:

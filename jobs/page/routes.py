@@ -30,7 +30,7 @@ HEADERS = {
 
 
 def page_routes(*, needs_token: bool) -> APIRouter:
-    """Jobs, one job, several side by side, queue, submit."""
+    """Jobs, one job, several side by side, studies, one study, queue, submit."""
     router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
 
     @router.get("/")
@@ -45,6 +45,14 @@ def page_routes(*, needs_token: bool) -> APIRouter:
     @router.get("/compare")
     def compare() -> HTMLResponse:  # pyright: ignore[reportUnusedFunction]
         return page("compare", needs_token=needs_token)
+
+    @router.get("/studies")
+    def studies() -> HTMLResponse:  # pyright: ignore[reportUnusedFunction]
+        return page("studies", needs_token=needs_token)
+
+    @router.get("/studies/{name}")
+    def study(name: str) -> HTMLResponse:  # pyright: ignore[reportUnusedFunction]
+        return page("study", needs_token=needs_token)
 
     @router.get("/queue")
     def queue() -> HTMLResponse:  # pyright: ignore[reportUnusedFunction]

@@ -22,6 +22,7 @@ from jobs.routes.lineage import lineage_routes
 from jobs.routes.prometheus import prometheus_routes
 from jobs.routes.reading import reading_routes
 from jobs.routes.records import record_routes
+from jobs.routes.studies import study_routes
 from jobs.routes.submission import submission_routes
 
 _PROBLEM: dict[str, Any] = {
@@ -49,6 +50,7 @@ def build_api(backend: Backend) -> FastAPI:
         event_routes,
         artifact_routes,
         catalogue_routes,
+        study_routes,
         fact_routes,
     ):
         app.include_router(routes(backend))

@@ -25,6 +25,7 @@ from jobs.routes.shapes.price import Estimate, Speed, Spread
 from jobs.routes.shapes.problem import BadKey, ProblemDetails
 from jobs.routes.shapes.records import Artifact, Artifacts, Disagreement, Heard, LedgerRows, Rows, Thinned
 from jobs.routes.shapes.service import OwnersUsage, Queue, Room, Status, Usages, Version, Waiting
+from jobs.routes.shapes.studies import Studies, Study, StudyItem, StudyJob
 
 __all__ = [
     "CHANGES_BODY",
@@ -63,6 +64,10 @@ __all__ = [
     "Speed",
     "Spread",
     "Status",
+    "Studies",
+    "Study",
+    "StudyItem",
+    "StudyJob",
     "Thinned",
     "Usages",
     "Validated",

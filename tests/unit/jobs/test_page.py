@@ -28,7 +28,7 @@ from jobs.store import Store
 from tests.ended_runs import write_rows
 from tests.stores import new_store
 
-PAGES = ("/", "/jobs/pair-k3x7qa", "/compare", "/queue", "/submit")
+PAGES = ("/", "/jobs/pair-k3x7qa", "/compare", "/studies", "/studies/weights", "/queue", "/submit")
 STATIC = HERE / "static"
 OURS = sorted(path for path in STATIC.iterdir() if path.suffix in {".js", ".css"} and not path.name.startswith("uPlot"))
 MOST_BYTES = 60_000
