@@ -25,14 +25,7 @@ def exported_model(source: OfJob | RegisteredModel, storage: Path, student: Reci
 
     Raises `DataError` when there is no such export, it is damaged, or it answers something else than the student.
     """
-    directory = _directory(source, storage)
-    try:
-        choice = TypeAdapter[RecipeChoice](RecipeChoice).validate_python(read_json(directory / RECIPE_FILE))
-    except ValueError as error:
-        raise DataError(
-            f"{directory} does not say what its model is ({RECIPE_FILE}: {error}); name another teacher"
-        ) from error
-    teacher = recipe_of(choice)
+    directory, teacher = _directory(source, storage), exported_recipe(source, storage)
     if (problem := mismatch(teacher, student)) is not None:
         raise DataError(f"the teacher in {directory} {problem}: choose another")
     _check_digests(directory)
@@ -44,6 +37,19 @@ def exported_model(source: OfJob | RegisteredModel, storage: Path, student: Reci
             f"the weights in {directory} do not fit the model of its {RECIPE_FILE}: {error}; name another teacher"
         ) from error
     return model
+
+
+def exported_recipe(source: OfJob | RegisteredModel, storage: Path) -> Recipe:
+    """What the model that `source` names was trained with. Raises `DataError` when there is no such export, or it does
+    not say so."""
+    directory = _directory(source, storage)
+    try:
+        choice = TypeAdapter[RecipeChoice](RecipeChoice).validate_python(read_json(directory / RECIPE_FILE))
+    except ValueError as error:
+        raise DataError(
+            f"{directory} does not say what its model is ({RECIPE_FILE}: {error}); name another teacher"
+        ) from error
+    return recipe_of(choice)
 
 
 def mismatch(teacher: Recipe, student: Recipe) -> str | None:

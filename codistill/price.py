@@ -17,7 +17,7 @@ from codistill.spec import JobSpec
 
 _SAME_STEP = {
     "recipe": True,
-    "method": {"kind", "teacher", "cache_predictions"},
+    "method": {"kind", "teacher", "cache_predictions", "scheme", "stage", "teacher_stage"},
     "replicas": True,
     "exchange": {"topology", "interval_steps", "currency", "mode", "transport"},
     "training": {"batch_size", "accumulate", "optimizer", "precision", "compile", "device", "loader"},

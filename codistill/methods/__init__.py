@@ -13,6 +13,7 @@ from codistill.methods import (
     deep_mutual_learning,
     diloco,
     feature_fusion_learning,
+    hints,
     knowledge_distillation,
     label_smoothing,
     local_sgd,
@@ -30,6 +31,7 @@ from codistill.spec import (
     DeepMutualLearning,
     DiLoCo,
     FeatureFusionLearning,
+    Hints,
     JobSpec,
     KnowledgeDistillation,
     LabelSmoothing,
@@ -52,6 +54,8 @@ def plan(spec: JobSpec, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
             return codistillation.plan(spec, method, recipe, replica)
         case KnowledgeDistillation() as method:
             return knowledge_distillation.plan(spec, method, recipe, replica)
+        case Hints() as method:
+            return hints.plan(spec, method, recipe, replica)
         case DeepMutualLearning() as method:
             return deep_mutual_learning.plan(spec, method, recipe, replica)
         case Afd() as method:

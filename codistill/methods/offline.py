@@ -20,14 +20,23 @@ TEACHER = "teacher"
 Model = Callable[[Opening], nn.Module]
 
 
+def teachers_recipe(teacher: FrozenTeacher, recipe: Recipe) -> Recipe:
+    """What a teacher that is trained first trains, for a student of `recipe`. Raises `ValueError` when the student
+    cannot learn from that."""
+    if not isinstance(teacher, TrainedFirst) or teacher.recipe is None:
+        return recipe
+    own = recipe_of(teacher.recipe)
+    if (problem := mismatch(own, recipe)) is not None:
+        raise ValueError(f"method.teacher.recipe: the teacher {problem}")
+    return own
+
+
 def phases_before(spec: JobSpec, teacher: FrozenTeacher, recipe: Recipe, replica: Replica) -> list[Phase]:
     """The phase `teacher`, where the teacher is trained first. Raises `ValueError` when it would train what a student
     of `recipe` cannot learn from."""
     if not isinstance(teacher, TrainedFirst):
         return []
-    own = recipe if teacher.recipe is None else recipe_of(teacher.recipe)
-    if (problem := mismatch(own, recipe)) is not None:
-        raise ValueError(f"method.teacher.recipe: the teacher {problem}")
+    own = teachers_recipe(teacher, recipe)
     return one_phase(spec, own, replica, labels_alone(own), name=TEACHER, steps=teacher.steps)
 
 

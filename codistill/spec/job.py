@@ -24,7 +24,7 @@ from codistill.spec.methods import (
     Solo,
 )
 from codistill.spec.offers import why_not_offered
-from codistill.spec.offline import KnowledgeDistillation, TrainedFirst
+from codistill.spec.offline import KnowledgeDistillation, steps_before
 from codistill.spec.recipes import Digits, Installed, Recipe
 from codistill.spec.training import Replicas, Training
 
@@ -148,11 +148,7 @@ class JobSpec(Spec):
     @property
     def total_steps(self) -> int:
         """Of all phases of a replica."""
-        match self.method:
-            case KnowledgeDistillation(teacher=TrainedFirst(steps=before)):
-                return before + self.training.steps
-            case _:
-                return self.training.steps
+        return steps_before(self.method) + self.training.steps
 
     @property
     def on_cuda(self) -> bool:

@@ -17,7 +17,7 @@ from codistill.spec.cohorts import (
     Okddip,
     One,
 )
-from codistill.spec.offline import KnowledgeDistillation
+from codistill.spec.offline import Hints, KnowledgeDistillation
 from codistill.spec.training import Constant, WeightSchedule
 
 DEFAULT_BURN_IN_FRACTION = 0.4
@@ -73,6 +73,7 @@ Method = Annotated[
     | LabelSmoothing
     | Codistillation
     | KnowledgeDistillation
+    | Hints
     | DeepMutualLearning
     | Afd
     | BeYourOwnTeacher

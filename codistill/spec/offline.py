@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from codistill.spec.base import NAME_PATTERN, Divergence, OperatorName, Spec
 from codistill.spec.recipes import Recipe
+from codistill.spec.training import Linear, WeightSchedule
 
 
 class TrainedFirst(Spec):
@@ -71,6 +72,48 @@ class KnowledgeDistillation(Spec):
         return self
 
 
+class TwoStage(Spec):
+    """First the hint alone, then knowledge distillation from what it led to."""
+
+    kind: Literal["two_stage"] = "two_stage"
+    hint_steps: int = Field(default=500, ge=0, le=100_000_000)
+    """Steps of the phase `hint`; 0 leaves it out. Those of the second stage are `training.steps`."""
+    weight: float = Field(default=4.0, ge=0, le=1000)
+    """Factor of the distillation term in the second stage."""
+    weight_schedule: WeightSchedule = Linear(final_factor=0.25)
+    """Of that weight."""
+    temperature: float = Field(default=3.0, gt=0, le=100)
+
+
+class OneStage(Spec):
+    """The hint beside the loss on the labels, all the time."""
+
+    kind: Literal["one_stage"] = "one_stage"
+    weight: float = Field(default=100.0, ge=0, le=10_000)
+    """Factor of the hint; 0 gives the very run of `solo`."""
+
+
+class Hints(Spec):
+    """A student whose features, mapped linearly, are pulled towards those of a trained teacher (Romero et al. 2015)."""
+
+    kind: Literal["hints"] = "hints"
+    teacher: OneTeacher = TrainedFirst()
+    teacher_recipe: Recipe | None = None
+    """What a teacher of kind `job` or `model` was trained with; left out, the recipe of the job."""
+    scheme: Annotated[TwoStage | OneStage, Field(discriminator="kind")] = TwoStage()
+    stage: int | None = Field(default=None, ge=0, lt=1000)
+    """The student's stage that is guided, counted from 0; left out, the middle one (of two the first)."""
+    teacher_stage: int | None = Field(default=None, ge=0, lt=1000)
+    """The teacher's stage that guides it; left out, its middle one."""
+
+    @model_validator(mode="after")
+    def _recipe_is_told_once(self) -> Hints:
+        if self.teacher_recipe is not None and isinstance(self.teacher, TrainedFirst):
+            raise ValueError("teacher_recipe tells of a teacher out of an export; of one that is trained first,"
+                             " teacher.recipe does: leave teacher_recipe out")  # fmt: skip
+        return self
+
+
 def jobs_named(teacher: object) -> Iterator[tuple[str, OfJob]]:
     """The jobs whose models teach, each with the place of its name within `teacher`."""
     match teacher:
@@ -82,3 +125,10 @@ def jobs_named(teacher: object) -> Iterator[tuple[str, OfJob]]:
                     yield f"of.{number}.job", member
         case _:
             pass
+
+
+def steps_before(method: object) -> int:
+    """Of all phases before the student's last one."""
+    teacher, scheme = getattr(method, "teacher", None), getattr(method, "scheme", None)
+    of_teacher = teacher.steps if isinstance(teacher, TrainedFirst) else 0
+    return of_teacher + (scheme.hint_steps if isinstance(scheme, TwoStage) else 0)

@@ -43,6 +43,21 @@ class Taps(nn.Module):
         return {**taps, **staged.leave(hidden)}
 
 
+class Until(nn.Module):
+    """A staged model `net` as far as stage `last`: answers what that gives, and passes through nothing after it."""
+
+    def __init__(self, net: nn.Module, last: int) -> None:
+        super().__init__()
+        self.net, self.last = net, last
+
+    def forward(self, view: Tensor) -> Tensor:
+        staged = cast(Staged, self.net)
+        hidden = staged.enter(view)
+        for stage in staged.stages()[: self.last + 1]:
+            hidden = stage(hidden)
+        return hidden
+
+
 def cut(model: nn.Module, *, method: str, stages: int = 1) -> Taps:
     """`model`, with taps. Raises `ValueError` when it offers fewer than `stages` stages."""
     if not isinstance(model, Staged):

@@ -32,8 +32,10 @@ def test_an_example_runs_to_its_export(tmp_path: Path, monkeypatch: pytest.Monke
     few = {"evaluation_size": 8} if "evaluation_size" in example["recipe"] else {}
     few |= {"train_size": 100 if example["recipe"]["kind"] == "digits" else None}
     short = {**SHORT, "recipe": few, **({"method": {"burn_in_steps": 2}} if teaches else {})}
-    if example["method"]["kind"] == "knowledge_distillation":
+    if example["method"].get("teacher", {}).get("kind") == "trained_first":
         short |= {"method": {"teacher": {"steps": 4}}}
+    if example["method"].get("scheme", {}).get("kind") == "two_stage":
+        short["method"] |= {"scheme": {"hint_steps": 4}}
     spec = parse_spec(merge(example, short))
     places = example["recipe"].get("context", 1)
     run = new_run(tmp_path / "runs", spec)
