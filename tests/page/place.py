@@ -23,12 +23,19 @@ from jobs.routes import build_api
 from jobs.routes.backend import Backend, EventTimes
 from jobs.status import State
 from jobs.store import Store
-from tests.ended_runs import write_rows
+from tests.ended_runs import ended_run, write_rows
 from tests.stores import new_store
 from tests.unit.jobs.fakes import beat
 
 PAIR: dict[str, Any] = {"name": "pair", "training": {"steps": 1000}}
-FACTS = {"parameters": 9610, "bytes_received_per_exchange": 38_440, "memory_bytes_per_rank": {"total": 512_000}}
+FACTS = {
+    "parameters": 9610,
+    "bytes_received_per_exchange": 38_440,
+    "memory_bytes_per_rank": {"total": 512_000},
+    "unit": "samples",
+    "units_per_sample": 1,
+    "phases": {"train": {"steps": 1000, "flops_per_step": 2e9, "teachers_flops_per_step": 0.0}},
+}
 
 
 class Place:
@@ -136,6 +143,24 @@ class Place:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
             file.write(text)
+
+    def study(self, name: str, *, seeds: Collection[int] = (1, 2, 3)) -> None:
+        """Jobs of two arms, all of which have ended; of the second, two weights were tried."""
+        for seed in seeds:
+            for arm, choice, share in (("solo", 0, 0.6), ("pair", 0, 0.65), ("pair", 1, 0.7)):
+                method = {"kind": "codistillation", "weight": 1.0 + choice} if arm == "pair" else {"kind": "solo"}
+                labels = {"study": name, "arm": arm, "choice": str(choice)}
+                job_id = self.submit(name=f"{name}-{arm}-{choice}-{seed}", seed=seed, labels=labels, method=method)
+                job = self.store.get(job_id)
+                assert job is not None
+                sure = share + seed / 100
+                rows = [[sure, 1 - sure], [1 - sure, sure]]
+                run = ended_run(self.storage, job_id, {"replica-0": (rows, rows)}, [0, 1], seed=seed, spec=job.spec)
+                metrics = Recorder(run.replica(1, "replica-0") / "metrics", METRICS, fence=1, incarnation=0)
+                for step in range(100, 1001, 100):
+                    metrics.add_values(step, {"eval/log_loss": 1 / (1 + step / 500) - share / 10})
+                metrics.flush()
+                self.move(job_id, State.ADMITTED, State.STARTING, State.RUNNING, State.SUCCEEDED)
 
     def finish(self, job_id: str) -> None:
         """Both have ended, and differ on one of four samples."""

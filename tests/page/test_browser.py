@@ -400,6 +400,30 @@ def test_all_of_it_works_with_the_keyboard(visit: Visit, place: Place) -> None:
     expect(page.locator("#facts")).to_contain_text("cancelled")
 
 
+# ---------------------------------------------------------------- a study
+
+
+def test_a_study_sets_its_arms_side_by_side(visit: Visit, place: Place) -> None:
+    place.study("weights")
+    page = visit.open("/studies")
+    page.get_by_role("link", name="weights").click()
+    expect(page.locator("#jobs .chip.succeeded")).to_have_count(9)
+    expect(page.locator("#tried tr")).to_have_count(2)
+    expect(page.locator("#tried tr[data-key='pair 1']")).to_contain_text("chosen")
+    pair = page.locator("#differences tr[data-key='pair log_loss']")
+    expect(pair).to_contain_text("better")
+    expect(pair).to_contain_text("−0.1")
+    page.locator("#baseline").select_option("pair")
+    expect(page.locator("#differences tr[data-key='solo log_loss']")).to_contain_text("worse")
+    expect(page.locator("#charts h2").first).to_have_text("Against steps")
+    page.locator("#axis").select_option("flops")
+    shown = page.locator("#charts section:visible")
+    expect(shown.get_by_role("heading")).to_have_text("Against billions of operations of all replicas")
+    shown.get_by_text("Table").click()
+    # Two replicas of 1,000 steps of 2 billion each.
+    expect(shown.locator("tbody tr").last.locator("td").first).to_have_text(re.compile(r"4.000"))
+
+
 # ---------------------------------------------------------------- for everybody
 
 
@@ -414,9 +438,11 @@ def test_axe_finds_nothing_serious(browser: Browser, place: Place, scheme: str) 
     other = place.running(name=f"other-{scheme}")
     place.measure(other, range(0, 200, 10))
     place.finish(other)
+    place.study(f"axe-{scheme}", seeds=(1,))
     for path, drawn in {
         "/": "tr[data-key]", "/queue": "tr[data-key]", "/submit": ".verdict.good",
         f"/jobs/{job}": "canvas", f"/jobs/{other}": "canvas", f"/compare?ids={job},{other}": "canvas",
+        "/studies": "tr[data-key]", f"/studies/axe-{scheme}": "canvas",
     }.items():  # fmt: skip
         context = browser.new_context(color_scheme="dark" if scheme == "dark" else "light")
         page = context.new_page()
@@ -437,9 +463,10 @@ def test_a_phone_scrolls_down_only(browser: Browser, place: Place) -> None:
     place.reach(job, 200)
     place.export(job, "model.safetensors", b"weights")
     place.finish(job)
+    place.study("on-a-phone", seeds=(1,))
     context = browser.new_context(viewport={"width": 360, "height": 740})
     page = context.new_page()
-    for path in ("/", "/queue", "/submit", "/compare", f"/jobs/{job}"):
+    for path in ("/", "/queue", "/submit", "/compare", f"/jobs/{job}", "/studies", "/studies/on-a-phone"):
         page.goto(place.url + path)
         page.wait_for_load_state("load")
         page.wait_for_timeout(500)
