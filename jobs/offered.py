@@ -42,7 +42,7 @@ class Offer:
 @cache
 def offered_methods() -> tuple[Offer, ...]:
     """What `method.kind` may be."""
-    return tuple(_offer(choice, _paper(_kind(choice))) for choice in _of(Method))
+    return tuple(_offer(choice, cited(method_docstring(_kind(choice)))) for choice in _of(Method))
 
 
 @cache
@@ -84,9 +84,15 @@ def cited(text: str) -> str | None:
     return rest if colon and _CITED.search(rest) else None
 
 
-def _paper(kind: str) -> str | None:
+def method_docstring(kind: str) -> str:
+    """What the file of a method says of it."""
     tree = ast.parse((_METHODS / f"{kind}.py").read_text(encoding="utf-8"))
-    return cited(ast.get_docstring(tree) or "")
+    return ast.get_docstring(tree) or ""
+
+
+def method_choices() -> dict[str, Any]:
+    """The spec's type of each method, by its kind."""
+    return {_kind(choice): choice for choice in _of(Method)}
 
 
 def _of(union: Any) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from typing import assert_never
 
 from codistill.spec.cohorts import Afd, BeYourOwnTeacher, CheapConvolutions, FeatureFusionLearning, Okddip, One
 from codistill.spec.methods import Method
+from codistill.spec.offline import Hints
 from codistill.spec.recipes import Cnn, Digits, Images, Installed, Mlp, Recipe, ResNet, Tabular, Text
 
 
@@ -70,7 +71,7 @@ def stages_needed(method: Method) -> int:
             return 2
         case One() | Okddip() | FeatureFusionLearning():
             return (1 if method.split is None else method.split) + 1
-        case Afd() | CheapConvolutions():
+        case Afd() | CheapConvolutions() | Hints():
             return 1
         case _:
             return 0

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated
 
 import typer
 
-from jobs.cli.exits import Exit
+from jobs.cli.exits import CommandError, Exit
 from jobs.cli.output import Format, emit, emit_data, say, table
 
 Output = Annotated[Format, typer.Option("-o", "--output", help="How to print")]
 
 
-def methods(output: Output = Format.TABLE) -> int:
-    """How models can teach each other: names for `method.kind`, the idea, the paper."""
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One of them, whole")] = None,
+    output: Output = Format.TABLE,
+) -> int:
+    """How models can teach each other: names for `method.kind`, the idea, the paper; of one, its formulas, what it
+    needs and costs, and its options."""
+    from jobs.method_page import section
     from jobs.offered import offered_methods
 
-    found = offered_methods()
-    if output is Format.TABLE:
+    found = [offer for offer in offered_methods() if name in (None, offer.name)]
+    if not found:
+        known = [offer.name for offer in offered_methods()]
+        raise CommandError(_unknown(str(name), known), Exit.USAGE)
+    if output is Format.TABLE and name is not None:
+        emit(section(found[0]).rstrip())
+    elif output is Format.TABLE:
         emit(table(("METHOD", "PAPER", "IDEA"), [(offer.name, offer.paper, offer.idea) for offer in found]))
-        say("what each can be told, with defaults: codistill methods -o yaml")
+        say("one of them, with formulas, needs, cost and options: codistill methods NAME")
     else:
         emit_data([offer.as_json() for offer in found], output)
     return Exit.DONE
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"there is no method '{name}'; " + (f"did you mean '{near[0]}'?" if near else f"use {', '.join(known)}")
 
 
 def recipes(output: Output = Format.TABLE) -> int:
