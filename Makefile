@@ -9,7 +9,7 @@ LOCKED := $(PIP) --no-deps --require-hashes
 LOCK := UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
   --default-index https://pypi.org/simple --generate-hashes --no-annotate --no-emit-package torch -c constraints.txt pyproject.toml
 
-.PHONY: demo test test-page test-postgres test-deploy lint lock bench clean
+.PHONY: demo test test-page test-postgres test-deploy lint lock bench methods clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make test-deploy  the alerts, in Prometheus' own tool, which it fetches; make test runs these too from then on"
 	@echo "make lint   format check, lint, types, import contracts"
 	@echo "make lock   write requirements/ anew, from constraints.txt"
+	@echo "make methods  train every method once on real data, see whether it keeps what it promises, measure its cost"
 	@echo "make bench  measure what training and the exchange cost"
 
 # torch is the one that no lock has: its build (CPU, CUDA) is yours, pinned by version; install your torch first, or see
@@ -73,6 +74,9 @@ lock: $(RUNS)
 	$(LOCK) --extra cluster --extra postgres --extra digits -o requirements/run.lock
 	$(LOCK) --extra dev -o requirements/dev.lock
 	$(LOCK) --extra browser -o requirements/page.lock
+
+methods: $(READY)
+	$(BIN)/python -m tests.benchmarks.methods
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks
