@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
@@ -27,7 +26,7 @@ class Branches(nn.Module):
 
     def forward(self, view: Tensor) -> dict[str, Tensor]:
         nets = [cast(Staged, net) for net in self.nets]
-        taps = dict[str, Tensor]()
+        taps: dict[str, Tensor] = {}  # not dict[str, Tensor](), at which torch.compile breaks off
         if self.shared:
             taps["trunk"] = _through(nets[0].stages()[: self.shared], nets[0].enter(view))
         for number, net in enumerate(nets):
@@ -76,8 +75,7 @@ def of_branch(said: Outputs, number: int) -> dict[str, Tensor]:
 
 def of_each(said: Outputs, tap: str) -> list[Tensor]:
     """A tap of every branch, in order."""
-    names = (f"branch{number}/{tap}" for number in itertools.count())
-    return [said[name] for name in itertools.takewhile(said.__contains__, names)]
+    return [value for name, value in said.items() if name.startswith("branch") and name.endswith(f"/{tap}")]
 
 
 def first_net(learner: nn.ModuleDict) -> nn.Module:

@@ -37,7 +37,8 @@ class Taps(nn.Module):
 
     def forward(self, view: Tensor) -> dict[str, Tensor]:
         staged = cast(Staged, self.net)
-        hidden, taps = staged.enter(view), dict[str, Tensor]()
+        hidden = staged.enter(view)
+        taps: dict[str, Tensor] = {}  # not dict[str, Tensor](), at which torch.compile breaks off
         for number, stage in enumerate(staged.stages()):
             hidden = taps[f"stage{number}"] = stage(hidden)
         return {**taps, **staged.leave(hidden)}

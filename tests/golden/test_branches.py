@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from codistill.batch import as_outputs
 from codistill.recipes import open_recipe
 from codistill.surgery.branches import Branches, grown, of_branch, of_each
+from codistill.surgery.stages import last_stage
 from tests.datasets import synthetic_datasets
 from tests.support import small_spec
 
@@ -85,3 +86,7 @@ def test_the_trunk_is_seen_once_by_its_normalisation() -> None:
     branches: Branches = grown(recipe.build_model, recipe.example(2), branches=3, shared=1).train()
     branches(torch.rand(4, 1, 8, 8))
     assert branches.nets[0].state_dict()["body.1.num_batches_tracked"] == 1
+
+
+def test_the_last_of_eleven_stages_is_not_the_one_that_comes_last_by_name() -> None:
+    assert last_stage(["logits", *(f"stage{number}" for number in range(11))]) == "stage10"
