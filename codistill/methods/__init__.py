@@ -9,6 +9,7 @@ from codistill.methods import (
     afd,
     be_your_own_teacher,
     cheap_convolutions,
+    churn_reduction,
     codistillation,
     deep_mutual_learning,
     diloco,
@@ -27,6 +28,7 @@ from codistill.spec import (
     Afd,
     BeYourOwnTeacher,
     CheapConvolutions,
+    ChurnReduction,
     Codistillation,
     DeepMutualLearning,
     DiLoCo,
@@ -56,6 +58,8 @@ def plan(spec: JobSpec, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
             return knowledge_distillation.plan(spec, method, recipe, replica)
         case Hints() as method:
             return hints.plan(spec, method, recipe, replica)
+        case ChurnReduction() as method:
+            return churn_reduction.plan(spec, method, recipe, replica)
         case DeepMutualLearning() as method:
             return deep_mutual_learning.plan(spec, method, recipe, replica)
         case Afd() as method:

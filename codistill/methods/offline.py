@@ -20,6 +20,18 @@ TEACHER = "teacher"
 Model = Callable[[Opening], nn.Module]
 
 
+class Kept:
+    """A model that two ask: a teacher that opens it, and a survey."""
+
+    def __init__(self, build: Model) -> None:
+        self._build = build
+        self.model: nn.Module
+
+    def open(self, opening: Opening) -> nn.Module:
+        self.model = self._build(opening)
+        return self.model
+
+
 def teachers_recipe(teacher: FrozenTeacher, recipe: Recipe) -> Recipe:
     """What a teacher that is trained first trains, for a student of `recipe`. Raises `ValueError` when the student
     cannot learn from that."""

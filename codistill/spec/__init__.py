@@ -73,6 +73,7 @@ from codistill.spec.offers import (
     why_not_offered,
 )
 from codistill.spec.offline import (
+    ChurnReduction,
     Ensemble,
     FrozenTeacher,
     Hints,
@@ -125,6 +126,7 @@ __all__ = [
     "AutoTransport",
     "BeYourOwnTeacher",
     "CheapConvolutions",
+    "ChurnReduction",
     "Cnn",
     "Codistillation",
     "Constant",

@@ -17,7 +17,7 @@ from codistill.spec.cohorts import (
     Okddip,
     One,
 )
-from codistill.spec.offline import Hints, KnowledgeDistillation
+from codistill.spec.offline import ChurnReduction, Hints, KnowledgeDistillation
 from codistill.spec.training import Constant, WeightSchedule
 
 DEFAULT_BURN_IN_FRACTION = 0.4
@@ -74,6 +74,7 @@ Method = Annotated[
     | Codistillation
     | KnowledgeDistillation
     | Hints
+    | ChurnReduction
     | DeepMutualLearning
     | Afd
     | BeYourOwnTeacher

@@ -114,6 +114,17 @@ class Hints(Spec):
         return self
 
 
+class ChurnReduction(Spec):
+    """A model that is to take the place of one in use, the incumbent, pulled towards it so that fewer predictions
+    change (Jiang et al. 2022)."""
+
+    kind: Literal["churn_reduction"] = "churn_reduction"
+    teacher: OneTeacher = TrainedFirst()
+    """The incumbent; one that is trained first is for trials."""
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """Share of the incumbent's distribution in the target; the label has the rest. 0 gives the very run of `solo`."""
+
+
 def jobs_named(teacher: object) -> Iterator[tuple[str, OfJob]]:
     """The jobs whose models teach, each with the place of its name within `teacher`."""
     match teacher:

@@ -91,6 +91,9 @@ CASES = {
         {"scheme": {"kind": "one_stage", "weight": 0.0}},
         steps_before=8,
     ),
+    "churn_reduction": Case(
+        {"kind": "churn_reduction", "teacher": {"kind": "trained_first", "steps": 8}}, {"alpha": 0.0}, steps_before=8
+    ),
     "deep_mutual_learning": Case({"kind": "deep_mutual_learning"}, {"weight": 0.0}),
     "deep_mutual_learning, sequential": Case(
         {"kind": "deep_mutual_learning", "nets": 3, "order": "sequential"}, {"weight": 0.0}
@@ -123,7 +126,7 @@ DROPPING_MLP = {"kind": "images", "model": {"kind": "mlp", "width": 8, "layers":
 every_method = pytest.mark.parametrize("name", CASES)
 
 
-WITH_TEACHERS = ("codistillation", "knowledge_distillation", "hints")
+WITH_TEACHERS = ("codistillation", "knowledge_distillation", "hints", "churn_reduction")
 
 
 def job(storage: Path, name: str, recipe: Mapping[str, Any], **method: Any) -> RunDir:
