@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-import multiprocessing
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +18,7 @@ from safetensors.torch import load_model
 from torch import nn
 
 from codistill import losses, methods, records, training
+from codistill.data.home import data_home
 from codistill.evaluate import report, sums
 from codistill.exchange.transport import Hub, connect_files
 from codistill.peers import PeerTeachers
@@ -29,6 +30,7 @@ from codistill.run_dir import RunDir
 from codistill.spec import JobSpec, Method
 from codistill.teachers import FrozenTeacher
 from tests.datasets import write_images
+from tests.processes import fork_server
 from tests.support import final_weights, fingerprint, new_run, run_in_turns, small_spec
 
 
@@ -292,11 +294,11 @@ def test_the_export_is_the_recipes_model_and_as_good_as_was_measured(tmp_path: P
 # ---------------------------------------------------------------- L5, U7: several ranks are one
 
 ALONE_IN_ITS_JOB = [name for name, case in CASES.items() if case.replicas == 1]
-SPAWN = multiprocessing.get_context("spawn")
 
 
-def every_job_as_one_of_two_ranks(storage: Path, rank: int) -> None:
+def every_job_as_one_of_two_ranks(storage: Path, rank: int, data_home: str) -> None:
     """A process for all of them, since most of the time goes into starting one."""
+    os.environ["CODISTILL_DATA"] = data_home
     ranks = join_group(f"file://{storage}/rendezvous", rank, 2, on_gpu=False)
     for number in range(len(ALONE_IN_ITS_JOB)):
         run = RunDir(storage, f"job-{number}")
@@ -314,7 +316,10 @@ def test_two_ranks_equal_one_process_in_every_method(tmp_path: Path) -> None:
 
     for number, name in enumerate(ALONE_IN_ITS_JOB):
         new_run(tmp_path, spec_of(name, 2), f"job-{number}")
-    children = [SPAWN.Process(target=every_job_as_one_of_two_ranks, args=(tmp_path, rank)) for rank in range(2)]
+    children = [
+        fork_server().Process(target=every_job_as_one_of_two_ranks, args=(tmp_path, rank, str(data_home())))
+        for rank in range(2)
+    ]
     for child in children:
         child.start()
     alone = [new_run(tmp_path / "alone", spec_of(name, 1), f"job-{n}") for n, name in enumerate(ALONE_IN_ITS_JOB)]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
 NO_TORCH = [
     "codistill", "codistill.spec", "codistill.spec_errors", "codistill.run_dir", "codistill.records",
     "codistill.capacity", "codistill.compare", "codistill.outcome", "codistill.progress", "codistill.local",
@@ -17,29 +15,30 @@ LIBRARY = ["codistill.replica", "codistill.methods", "codistill.exchange.mailbox
 SERVICE = ["jobs.cli", "jobs.routes", "jobs.store", "jobs.manager", "jobs.client"]
 
 
-def loaded_by(module: str) -> set[str]:
-    code = f"import sys, {module}; print(*(name for name in sys.modules if '.' not in name))"
+def loaded_by(*modules: str) -> dict[str, set[str]]:
+    """What a fresh interpreter has loaded after each of the modules, imported one after another."""
+    show = "print(*(name for name in sys.modules if '.' not in name))"
+    code = "\n".join(["import sys", *(f"import {module}\n{show}" for module in modules)])
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    return {module: set(line.split()) for module, line in zip(modules, done.stdout.splitlines(), strict=True)}
 
 
-@pytest.mark.parametrize("module", NO_TORCH)
-def test_what_a_service_reads_needs_no_torch(module: str) -> None:
-    assert not loaded_by(module) & {"torch", "ray", "jobs", "cluster"}
+def test_what_a_service_reads_needs_no_torch() -> None:
+    for module, loaded in loaded_by(*NO_TORCH).items():
+        assert not loaded & {"torch", "ray", "jobs", "cluster"}, module
 
 
-@pytest.mark.parametrize("module", LIBRARY)
-def test_the_library_needs_no_ray(module: str) -> None:
-    loaded = loaded_by(module)
-    assert "torch" in loaded
-    assert not loaded & {"ray", "jobs", "cluster"}
+def test_the_library_needs_no_ray() -> None:
+    for module, loaded in loaded_by(*LIBRARY).items():
+        assert "torch" in loaded, module
+        assert not loaded & {"ray", "jobs", "cluster"}, module
 
 
-@pytest.mark.parametrize("module", SERVICE)
-def test_the_service_needs_no_torch(module: str) -> None:
-    assert not loaded_by(module) & {"torch", "cluster"}
+def test_the_service_needs_no_torch() -> None:
+    for module, loaded in loaded_by(*SERVICE).items():
+        assert not loaded & {"torch", "cluster"}, module
 
 
 def test_the_command_line_starts_without_ray() -> None:
-    assert not loaded_by("jobs.cli") & {"ray", "sqlalchemy", "torch"}
+    assert not loaded_by("jobs.cli")["jobs.cli"] & {"ray", "sqlalchemy", "torch"}

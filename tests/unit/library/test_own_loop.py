@@ -89,13 +89,13 @@ def test_ages_are_limited_as_told(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_example_runs_alone_and_under_torchrun(tmp_path: Path) -> None:
-    """Two replicas of one process each, then of two ranks each: in lockstep the same to rounding."""
-    alone = [[sys.executable, str(EXAMPLES / "own_loop.py")]] * 2
+    """Two replicas of one process each, then one of them of two ranks: in lockstep the same to rounding."""
+    alone = [sys.executable, str(EXAMPLES / "own_loop.py")]
     torchrun = [
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-         "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(EXAMPLES / "own_loop.py")]
-    ] * 2  # fmt: skip
-    for name, commands in (("alone", alone), ("ranks", torchrun)):
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(EXAMPLES / "own_loop.py"),
+    ]  # fmt: skip
+    for name, commands in (("alone", [alone, alone]), ("ranks", [torchrun, alone])):
         run = tmp_path / name
         options = [
             ["--directory", str(run), "--replica", str(i), "--mode", "lockstep", "--steps", "90"] for i in range(2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -29,7 +28,8 @@ from codistill.exchange.weights import OfWeights
 from codistill.ranks import ALONE, join_group
 from codistill.records import LEDGER, Recorder
 from codistill.run_dir import RunDir, read_json
-from tests.support import final_weights, fingerprint, merge, new_run, small_spec
+from tests.processes import fork_server
+from tests.support import final_weights, fingerprint, merge, new_run, run_in_turns, small_spec
 
 PLAIN = {
     "recipe": {"batch_norm": False},
@@ -57,18 +57,20 @@ def ended(run: RunDir, process: subprocess.Popen[str]) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_ranks_equal_one_process_on_the_whole_batch(tmp_path: Path) -> None:
-    runs = {ranks: start(tmp_path, f"ranks-{ranks}", replicas={"ranks": ranks}) for ranks in (1, 2)}
-    results = {ranks: ended(*run) for ranks, run in runs.items()}
+    several, process = start(tmp_path, "several", replicas={"ranks": 2})
+    runs = {1: new_run(tmp_path, small_spec(**PLAIN), "one"), 2: several}
+    turns = run_in_turns(runs[1])
+    results = {1: {"replicas": {f"replica-{n}": entry for n, entry in turns.items()}}, 2: ended(several, process)}
     for index in range(2):
-        one, two = (final_weights(runs[ranks][0], index) for ranks in (1, 2))
+        one, two = (final_weights(runs[ranks], index) for ranks in (1, 2))
         for name, weights in one.items():
             torch.testing.assert_close(two[name], weights, rtol=0, atol=1e-6)
         metrics = [results[ranks]["replicas"][f"replica-{index}"]["metrics"] for ranks in (1, 2)]
         assert metrics[1] == pytest.approx(metrics[0], abs=1e-5)
-        losses = [records.values(records.read(runs[r][0], f"replica-{index}", "metrics"), "train/loss") for r in (1, 2)]
+        losses = [records.values(records.read(runs[r], f"replica-{index}", "metrics"), "train/loss") for r in (1, 2)]
         assert losses[0][0] == losses[1][0] == list(range(1, 13))
         assert losses[1][1] == pytest.approx(losses[0][1], abs=1e-5)
-        assert records.read(runs[2][0], f"replica-{index}", "ledger").num_rows == 9, "one row a step, not one a rank"
+        assert records.read(runs[2], f"replica-{index}", "ledger").num_rows == 9, "one row a step, not one a rank"
         sent = [results[ranks]["replicas"][f"replica-{index}"]["bytes_sent"] for ranks in (1, 2)]
         gradients = sum(weights.nbytes for weights in one.values())
         assert sent[1] - sent[0] == 12 * 2 * gradients, "each of both ranks sends the gradients once a step"
@@ -86,8 +88,9 @@ WHOLE: dict[str, Any] = {
 
 @pytest.mark.slow
 def test_a_rank_is_killed_and_all_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
-    """Loader workers, accumulation, moving average, BatchNorm and two ranks, in lockstep: bit for bit."""
-    calm, process = start(tmp_path, "calm", **WHOLE)
+    """Loader workers (the calm run has none), accumulation, moving average, BatchNorm and two ranks, in lockstep: bit
+    for bit."""
+    calm, process = start(tmp_path, "calm", **merge(WHOLE, {"training": {"loader": {"workers": 0}}}))
     ended(calm, process)
     run, process = start(tmp_path, "killed", **WHOLE)
     wait_for_step(run, "replica-0", 13)
@@ -165,7 +168,7 @@ def listen(run: RunDir, rank: int, rendezvous: str, out: Path) -> None:
 @pytest.mark.slow
 def test_all_ranks_change_to_the_same_snapshot_in_the_same_step(tmp_path: Path) -> None:
     run = new_run(tmp_path, small_spec())
-    context = multiprocessing.get_context("spawn")
+    context = fork_server()
     outs = [tmp_path / f"heard-{rank}" for rank in range(2)]
     rendezvous = f"file://{tmp_path / 'rendezvous'}"
     listeners = [context.Process(target=listen, args=(run, rank, rendezvous, outs[rank])) for rank in range(2)]

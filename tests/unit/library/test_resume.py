@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -19,9 +18,8 @@ from codistill.replay import replay
 from codistill.replica import train_replica
 from codistill.run_dir import RunDir, read_json
 from codistill.spec import JobSpec
+from tests.processes import fork_server
 from tests.support import final_weights, fingerprint, new_run, run_in_turns, small_spec
-
-SPAWN = multiprocessing.get_context("spawn")
 
 
 def replica_process(storage: Path, index: int, kill_at: int | None) -> None:
@@ -43,16 +41,16 @@ def replica_process(storage: Path, index: int, kill_at: int | None) -> None:
 
 def run_with_kills(storage: Path, spec: JobSpec, kill_at: dict[int, int]) -> RunDir:
     """Every replica as a process; those named die by SIGKILL before the step given, once, and are started again."""
-    run = new_run(storage, spec)
+    run, processes = new_run(storage, spec), fork_server()
     children: dict[int, Any] = {}
     for index in range(spec.replicas.count):
-        children[index] = SPAWN.Process(target=replica_process, args=(storage, index, kill_at.get(index)))
+        children[index] = processes.Process(target=replica_process, args=(storage, index, kill_at.get(index)))
         children[index].start()
     while children:
         for index, child in list(children.items()):
             child.join(0.02)
             if child.exitcode == -signal.SIGKILL:
-                children[index] = SPAWN.Process(target=replica_process, args=(storage, index, None))
+                children[index] = processes.Process(target=replica_process, args=(storage, index, None))
                 children[index].start()
             elif child.exitcode is not None:
                 assert child.exitcode == 0

@@ -75,6 +75,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     made.store.close()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_no_answer_is_a_surprise(world: World) -> None:
     """Well-formed and malformed requests to every route of the document."""
     document = schemathesis.openapi.from_asgi("/openapi.json", world.app, headers=HEADERS)
