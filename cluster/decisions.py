@@ -26,11 +26,11 @@ MEMORY_REFUSED = (
 )
 
 
-def refusal(spec: JobSpec, nodes: Sequence[Node]) -> Reason | None:
-    """Why this job can never run on these nodes; None when it can."""
+def refusal(spec: JobSpec, nodes: Sequence[Node], memory_bytes: int | None = None) -> Reason | None:
+    """Why this job, of which each rank takes so much memory, can never run on these nodes; None when it can."""
     if isinstance(spec.exchange.transport, MemoryTransport):
         return Reason("spec", MEMORY_REFUSED)
-    short = shortage(demand_of(spec), nodes)
+    short = shortage(demand_of(spec, memory_bytes), nodes)
     return None if short is None else Reason("no_capacity", short)
 
 

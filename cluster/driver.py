@@ -92,7 +92,7 @@ class Attempt:
 
     def _run(self, spec: JobSpec) -> tuple[dict[str, ReplicaOutcome], Reason | None]:
         trainer.prepare_environment()
-        refused = refusal(spec, nodes_from_ray(ray.nodes()))
+        refused = refusal(spec, nodes_from_ray(ray.nodes()), node_bytes_of(self.run))
         if refused is not None:
             return {}, refused
         namespace = namespace_of(self.run.job_id, self.fence)
@@ -129,6 +129,12 @@ class Attempt:
         return {replica.name: replica.so_far() for replica in ended}, reason
 
 
+def node_bytes_of(run: RunDir) -> int | None:
+    """What was told that a rank takes of its node's memory; None where nobody was asked, or it was not known."""
+    told = read_json(run.estimate)
+    return told and told.get("node_bytes_per_rank")
+
+
 class ReplicaRun:
     """One replica: its Ray Train runs, one after another, in a thread of its own."""
 
@@ -158,6 +164,7 @@ class ReplicaRun:
             ranks=spec.replicas.ranks,
             cpus=spec.replicas.cpus,
             gpus=spec.replicas.gpus,
+            memory_bytes=node_bytes_of(run),
             scratch=run.root / "ray",
             directory=directory,
         )

@@ -54,10 +54,19 @@ class TrainRun:
     ranks: int
     cpus: float
     gpus: float
+    memory_bytes: int | None
+    """Of its node, that each rank reserves; None where it is not known."""
     scratch: Path
     """Where Ray Train may keep its own files."""
     directory: Any
     """The exchange directory, which also holds the handles by which a run is stopped."""
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What Ray keeps free for a rank, on one node. With its memory in it, two ranks never lie where the memory is
+        only enough for one, whatever order the jobs came in."""
+        asked = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(self.memory_bytes or 0)}
+        return {name: amount for name, amount in asked.items() if amount > 0}
 
     def fit(self) -> dict[str, Any]:
         """Run to the end and return what the function returned on rank 0. Raises `RunFailed` at the first failure.
@@ -72,7 +81,7 @@ class TrainRun:
             scaling_config=ScalingConfig(
                 num_workers=self.ranks,
                 use_gpu=self.gpus > 0,
-                resources_per_worker={"CPU": self.cpus, "GPU": self.gpus} if self.gpus > 0 else {"CPU": self.cpus},
+                resources_per_worker=self.bundle,
             ),
             run_config=RunConfig(
                 name=self.replica,

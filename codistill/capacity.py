@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from codistill.spec import JobSpec
+from codistill.words import size
 
 EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a job reserves: `ranks` bundles of `cpus` and `gpus` each. A bundle lives on one node."""
+    """What a job reserves: `ranks` bundles of `cpus`, `gpus` and memory each. A bundle lives on one node."""
 
     ranks: int
     cpus: float
     gpus: float
+    memory_bytes: int = 0
+    """Of the node, not of a GPU; 0 where it is not known."""
+
+    @property
+    def bundle(self) -> str:
+        """One of them in words."""
+        memory = f", {size(self.memory_bytes)} of memory" if self.memory_bytes else ""
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs{memory}"
 
 
 @dataclass(frozen=True)
@@ -25,12 +34,14 @@ class Node:
 
     cpus: float
     gpus: float
+    memory_bytes: float | None = None
+    """For processes, without the object store; None where it is not known, and nothing is refused for it."""
 
 
-def demand_of(spec: JobSpec) -> Demand:
-    """All ranks of all replicas, since a job starts whole."""
+def demand_of(spec: JobSpec, memory_bytes: int | None = None) -> Demand:
+    """All ranks of all replicas, since a job starts whole; `memory_bytes` is what a rank takes, if that is known."""
     replicas = spec.replicas
-    return Demand(ranks=replicas.count * replicas.ranks, cpus=replicas.cpus, gpus=replicas.gpus)
+    return Demand(replicas.count * replicas.ranks, replicas.cpus, replicas.gpus, memory_bytes or 0)
 
 
 def places(demand: Demand, nodes: Sequence[Node]) -> int:
@@ -39,8 +50,14 @@ def places(demand: Demand, nodes: Sequence[Node]) -> int:
     for node in nodes:
         by_cpu = int((node.cpus + EPSILON) / demand.cpus)
         by_gpu = int((node.gpus + EPSILON) / demand.gpus) if demand.gpus > 0 else by_cpu
-        total += min(by_cpu, by_gpu)
+        total += min(by_cpu, by_gpu, _by_memory(demand, node, by_cpu))
     return total
+
+
+def _by_memory(demand: Demand, node: Node, otherwise: int) -> int:
+    if not demand.memory_bytes or node.memory_bytes is None:
+        return otherwise
+    return int(node.memory_bytes / demand.memory_bytes)
 
 
 def shortage(demand: Demand, nodes: Sequence[Node]) -> str | None:
@@ -49,12 +66,14 @@ def shortage(demand: Demand, nodes: Sequence[Node]) -> str | None:
         return None
     need_cpus, need_gpus = demand.ranks * demand.cpus, demand.ranks * demand.gpus
     have_cpus, have_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    asks = f"{demand.ranks} ranks of {demand.cpus:g} CPUs and {demand.gpus:g} GPUs"
+    asks = f"{demand.ranks} ranks of {demand.bundle}"
     if need_cpus > have_cpus + EPSILON:
         return f"the job needs {need_cpus:g} CPUs ({asks}), the cluster has {have_cpus:g}"
     if need_gpus > have_gpus + EPSILON:
         return f"the job needs {need_gpus:g} GPUs ({asks}), the cluster has {have_gpus:g}"
-    return f"the job needs {asks}, and the {len(nodes)} nodes have room for {places(demand, nodes)} of them"
+    known = [node.memory_bytes for node in nodes if node.memory_bytes is not None]
+    memory = f", of memory {size(max(known))} at most" if known and demand.memory_bytes else ""
+    return f"the job needs {asks}, and the {len(nodes)} nodes have room for {places(demand, nodes)} of them{memory}"
 
 
 def remaining(nodes: Sequence[Node], reserved: Sequence[Demand]) -> list[Node]:
@@ -62,15 +81,19 @@ def remaining(nodes: Sequence[Node], reserved: Sequence[Demand]) -> list[Node]:
 
     A bundle that fits nowhere (a node has gone) takes what there is: the result is never negative.
     """
-    left = [[node.cpus, node.gpus] for node in nodes]
+    left = list(nodes)
     for demand in reserved:
-        for _ in range(demand.ranks):
-            fitting = [n for n in left if n[0] + EPSILON >= demand.cpus and n[1] + EPSILON >= demand.gpus]
-            target = fitting[0] if fitting else max(left, key=lambda n: n[0], default=None)
-            if target is not None:
-                target[0] = max(0.0, target[0] - demand.cpus)
-                target[1] = max(0.0, target[1] - demand.gpus)
-    return [Node(cpus, gpus) for cpus, gpus in left]
+        one = replace(demand, ranks=1)
+        for _ in range(demand.ranks if left else 0):
+            fitting = [place for place, node in enumerate(left) if places(one, [node])]
+            target = fitting[0] if fitting else max(range(len(left)), key=lambda place: left[place].cpus)
+            left[target] = _without(left[target], one)
+    return left
+
+
+def _without(node: Node, taken: Demand) -> Node:
+    memory = None if node.memory_bytes is None else max(0.0, node.memory_bytes - taken.memory_bytes)
+    return Node(max(0.0, node.cpus - taken.cpus), max(0.0, node.gpus - taken.gpus), memory)
 
 
 def nodes_from_ray(entries: Sequence[Mapping[str, object]]) -> list[Node]:
@@ -80,6 +103,11 @@ def nodes_from_ray(entries: Sequence[Mapping[str, object]]) -> list[Node]:
     for entry in entries:
         resources = entry.get("Resources")
         if entry.get("Alive") and isinstance(resources, Mapping):
-            node = Node(float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0)))
+            memory = resources.get("memory")
+            node = Node(
+                float(resources.get("CPU", 0.0)),
+                float(resources.get("GPU", 0.0)),
+                None if memory is None else float(memory),
+            )
             nodes += [node] if node.cpus or node.gpus else []
     return nodes

@@ -25,6 +25,10 @@ _SAME_STEP = {
 """Of a spec what decides how long a step takes."""
 _SAME_SIZE = {"name", "labels", "priority", "seed", "limits"}
 """Of a spec what decides nothing about sizes."""
+PROCESS_BYTES = 512 << 20
+"""What the process of a rank takes beside its tensors: Python, torch, Ray's worker, what kernels work in, batches."""
+_SAVED = ("weights", "optimizer", "average", "outer")
+"""Of its tensors what a checkpoint holds, which is copied before it is written."""
 
 
 def likeness(spec: JobSpec) -> str:
@@ -102,11 +106,14 @@ def estimate(
     exchanges = exchanges_of(spec, steps_done)
     memory: Mapping[str, int] = known.get("memory_bytes_per_rank", {})
     unknown = [f"sizes: {facts}"] if isinstance(facts, str) else []
+    if spec.on_cuda:
+        unknown.append("whether its tensors fit: nodes do not tell how much memory their GPUs have")
     if not past:
         unknown.append("seconds: no job like this one has trained to its end here")
     return {
         "parameters": known.get("parameters"),
         "memory_bytes_per_rank": memory.get("total"),
+        "node_bytes_per_rank": node_bytes(spec, memory),
         "steps": steps,
         "exchanges": exchanges,
         "bytes_per_exchange": received,
@@ -115,6 +122,16 @@ def estimate(
         "speeds": [_speed(spec, steps, known, on, runs) for on, runs in _by_hardware(past).items()],
         "unknown": unknown,
     }
+
+
+def node_bytes(spec: JobSpec, memory: Mapping[str, int]) -> int | None:
+    """Of its node's memory what the process of a rank takes at most, of the sizes of its tensors (those of
+    `codistill.describe`); None where they are not known. What lies on a GPU is in the node's memory when it is saved or
+    sent."""
+    if "total" not in memory:
+        return None
+    held = memory.get("outgoing", 0) if spec.on_cuda else memory["total"]
+    return PROCESS_BYTES + held + sum(memory.get(part, 0) for part in _SAVED)
 
 
 def exchanges_of(spec: JobSpec, steps_done: int = 0) -> int:

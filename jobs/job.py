@@ -78,6 +78,8 @@ class Job:
     """The same for jobs whose steps take equally long on the same machine."""
     estimate: Mapping[str, Any] | None
     """What it was said to take."""
+    memory_bytes: int = 0
+    """Of each bundle; 0 where it is not known."""
 
     @cached_property
     def spec(self) -> JobSpec:
@@ -85,7 +87,7 @@ class Job:
 
     @property
     def demand(self) -> Demand:
-        return Demand(self.ranks, self.cpus, self.gpus)
+        return Demand(self.ranks, self.cpus, self.gpus, self.memory_bytes)
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,11 @@ class Standing:
     ranks: int
     cpus: float
     gpus: float
+    memory_bytes: int = 0
 
     @property
     def demand(self) -> Demand:
-        return Demand(self.ranks, self.cpus, self.gpus)
+        return Demand(self.ranks, self.cpus, self.gpus, self.memory_bytes)
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,12 @@ def in_turn(queued: Sequence[Standing], holding: Sequence[Standing], nodes: Sequ
 
 
 def dominant_share(demand: Demand, nodes: Sequence[Node]) -> float:
-    """The larger of its shares of the cluster's CPUs and GPUs."""
+    """The largest of its shares of the cluster's CPUs, GPUs and memory, where there is that and it is known."""
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    by_cpu = demand.ranks * demand.cpus / cpus if cpus else 0.0
-    return max(by_cpu, demand.ranks * demand.gpus / gpus if gpus else 0.0)
+    told = [node.memory_bytes for node in nodes if node.memory_bytes is not None]
+    memory = sum(told) if len(told) == len(nodes) else 0.0
+    asked = ((demand.cpus, cpus), (demand.gpus, gpus), (demand.memory_bytes, memory))
+    return max(demand.ranks * one / of if of else 0.0 for one, of in asked)
 
 
 def admit(queued: Sequence[Standing], holding: Sequence[Standing], nodes: Sequence[Node]) -> Admission:

@@ -79,7 +79,7 @@ class Store:
             "owner": asked.by.owner,
             "parent": asked.parent,
             "priority": asked.spec.priority,
-            **asdict(demand_of(asked.spec)),
+            **asdict(demand_of(asked.spec, (asked.estimate or {}).get("node_bytes_per_rank"))),
             "name": asked.spec.name,
             "labels": dict(asked.spec.labels),
             "spec": asked.spec.model_dump(mode="json"),

@@ -33,6 +33,7 @@ JOBS = sa.Table(
     sa.Column("ended_at", sa.Double),
     sa.Column("likeness", sa.String(64)),
     sa.Column("estimate", sa.JSON(none_as_null=True)),
+    sa.Column("memory_bytes", sa.BigInteger),
 )
 TRANSITIONS = sa.Table(
     "transitions",

@@ -19,7 +19,7 @@ from jobs.problems import ApiProblem
 from jobs.routes import shapes
 from jobs.routes.backend import Backend, Reader, Writer
 from jobs.routes.pricing import price_of
-from jobs.routes.submission import Key, add, digest_of, read_body, refuse_impossible, refuse_unknown_teacher
+from jobs.routes.submission import Key, add, affordable, digest_of, read_body, refuse_impossible, refuse_unknown_teacher
 from jobs.status import TERMINAL
 from jobs.storage import check_storage
 from jobs.store_terms import Submission
@@ -104,7 +104,8 @@ def _checked(
         reached = find_legacy(backend.run_of(parent), before, spec).steps()
     except NothingToGoOnFrom as error:
         raise ApiProblem(409, "no_checkpoint", str(error)) from None
-    return parent, spec, price_of(backend, caller, spec, steps_done=min(reached.values()))
+    price = price_of(backend, caller, spec, steps_done=min(reached.values()))
+    return parent, spec, affordable(price, spec, backend)
 
 
 def _changes(body: bytes) -> dict[str, Any]:

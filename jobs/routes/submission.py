@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from codistill.capacity import demand_of, shortage
+from codistill.capacity import demand_of, places, shortage
 from codistill.spec import JobSpec, MemoryTransport, jobs_named
 from codistill.spec_errors import Problem, SpecError, parse_spec
 from jobs.callers import Caller
@@ -65,7 +65,7 @@ def submission_routes(backend: Backend) -> APIRouter:
         body = await read_body(request)
         spec = await asyncio.to_thread(accepted, backend, caller, body)
         price = await asyncio.to_thread(price_of, backend, caller, spec)
-        return JSONResponse({"spec": spec.model_dump(mode="json"), "estimate": price})
+        return JSONResponse({"spec": spec.model_dump(mode="json"), "estimate": affordable(price, spec, backend)})
 
     @router.post("/jobs/{job_id}/cancel", status_code=202, response_model=shapes.Job)
     def cancel(job_id: str, caller: Writer) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
@@ -115,7 +115,7 @@ async def read_body(request: Request) -> bytes:
 def _submit(backend: Backend, caller: Caller, body: bytes, key: str | None) -> dict[str, Any]:
     spec = accepted(backend, caller, body)
     check_storage(backend.storage)
-    price = price_of(backend, caller, spec)
+    price = affordable(price_of(backend, caller, spec), spec, backend)
     return backend.show(add(backend, Submission(spec, caller, key=key, digest=digest_of(spec), estimate=price)))
 
 
@@ -160,6 +160,19 @@ def refuse_impossible(spec: JobSpec, backend: Backend) -> None:
     if short is not None:
         problem = Problem("replicas", f"{short}; lower replicas.count, replicas.cpus or replicas.gpus, or add nodes")
         raise ApiProblem(422, "never_fits", str(problem), [problem])
+
+
+def affordable(price: dict[str, Any], spec: JobSpec, backend: Backend) -> dict[str, Any]:
+    """The price, of a job whose ranks the cluster has the memory for, as far as both are known. Raises `ApiProblem`."""
+    demand, nodes = demand_of(spec, price["node_bytes_per_rank"]), backend.nodes()
+    short = shortage(demand, nodes)
+    if short is None:
+        return price
+    alone = places(demand, nodes) > 0
+    remedy = "lower replicas.count or replicas.ranks" if alone else "make the model or training.batch_size smaller"
+    path = "replicas" if alone else "recipe"
+    problem = Problem(path, f"{short}; {remedy}, let training.accumulate cut batches, or add nodes")
+    raise ApiProblem(422, "never_fits", str(problem), [problem])
 
 
 def refuse_unknown_teacher(spec: JobSpec, backend: Backend, caller: Caller) -> None:

@@ -18,6 +18,7 @@ _SPEED: dict[str, Any] = {
 ESTIMATE_EXAMPLE: dict[str, Any] = {
     "parameters": 9610,
     "memory_bytes_per_rank": 512_000,
+    "node_bytes_per_rank": 537_500_000,
     "steps": 600,
     "exchanges": 12,
     "bytes_per_exchange": 38_440,
@@ -64,6 +65,8 @@ class Estimate(BaseModel):
     parameters: int | None
     memory_bytes_per_rank: int | None
     """What its tensors hold while it trains; on a GPU, what they hold there."""
+    node_bytes_per_rank: int | None = None
+    """What a rank reserves of its node's memory: what its process takes at most, but for what lies on a GPU."""
     steps: int
     """That each replica still has to make."""
     exchanges: int

@@ -59,6 +59,8 @@ class TestRefusal:
         assert reason is not None
         assert reason.code == "no_capacity"
         assert "needs 2 CPUs" in reason.message
+        assert refusal(JobSpec(), [Node(2, 0, 20.0)], 10) is None
+        assert refusal(JobSpec(), [Node(2, 0, 20.0)], 11) is not None
 
     def test_memory_is_refused_before_anything_is_reserved(self) -> None:
         spec = parse_spec({"exchange": {"transport": {"kind": "memory"}}})

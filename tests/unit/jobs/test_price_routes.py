@@ -12,14 +12,17 @@ from starlette.testclient import TestClient
 
 from codistill.capacity import Node
 from codistill.outcome import ReplicaOutcome, attempt_result
+from codistill.price import PROCESS_BYTES
 from codistill.run_dir import RunDir, read_json, write_json
 from codistill.spec import JobSpec
+from codistill.words import size
 from jobs.callers import LOCAL, Caller, Scope
 from jobs.cli.price import price_lines
 from jobs.routes import build_api
 from jobs.routes.backend import Backend
 from jobs.routes.pricing import price_of
 from jobs.status import State
+from tests.unit.jobs.test_api import problem
 from tests.unit.jobs.test_lineage_routes import World
 
 FACTS: dict[str, Any] = {
@@ -29,6 +32,9 @@ FACTS: dict[str, Any] = {
     "phases": {"train": {"flops_per_step": 1, "teachers_flops_per_step": 1}},
 }
 
+TAKEN = PROCESS_BYTES + 2_500_000
+"""Of its node's memory, by a rank."""
+
 
 class Priced(World):
     """Routes that are told the same facts of every spec."""
@@ -36,12 +42,13 @@ class Priced(World):
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.asked: list[JobSpec] = []
-        self.backend = Backend(self.store, self.storage, lambda: [Node(2.0, 0.0)], facts=self._facts)
+        self.known: dict[str, Any] | str = FACTS
+        self.backend = Backend(self.store, self.storage, lambda: self.nodes, facts=self._facts)
         self.http = TestClient(build_api(self.backend), "http://127.0.0.1")
 
-    def _facts(self, spec: JobSpec) -> dict[str, Any]:
+    def _facts(self, spec: JobSpec) -> dict[str, Any] | str:
         self.asked.append(spec)
-        return FACTS
+        return self.known
 
     def succeed(self, job_id: str, step_s: float = 0.5, seconds: float = 20.0) -> None:
         """Both replicas train their 10 steps."""
@@ -71,6 +78,46 @@ def test_the_answer_to_a_job_and_to_a_question_is_its_price(priced: Priced) -> N
         (speed,) = answer.json()["estimate"]["speeds"]
         assert (speed["hardware"], speed["runs"], speed["seconds"]["median"]) == ("chip", 1, 20.0)
     assert priced.get(f"/{first['id']}")["estimate"] == first["estimate"], "it stays what was told"
+
+
+@pytest.mark.parametrize(
+    ("more_bytes", "ranks", "path"), [(0, 2, None), (-1, 2, "replicas"), (0, 1, "replicas"), (-1, 1, "recipe")]
+)
+def test_what_no_node_has_the_memory_for_is_refused(
+    priced: Priced, more_bytes: int, ranks: int, path: str | None
+) -> None:
+    """Two ranks, on a node with memory for one or two, to the byte."""
+    priced.nodes[:] = [Node(2.0, 0.0, float(ranks * TAKEN + more_bytes))]
+    spec = {"name": "pair", "training": {"steps": 10}}
+    for where in ("/api/v1/jobs", "/api/v1/jobs:validate"):
+        answer = priced.http.post(where, json=spec)
+        if path is None:
+            assert answer.status_code in (200, 202)
+            assert answer.json()["estimate"]["node_bytes_per_rank"] == TAKEN
+            continue
+        value = problem(answer, 422, "never_fits")
+        assert value["errors"][0]["path"] == path
+        assert f"2 ranks of 1 CPUs and 0 GPUs, {size(TAKEN)} of memory" in value["detail"]
+        assert f"of memory {size(ranks * TAKEN + more_bytes)} at most" in value["detail"]
+    assert len(priced.store.page(limit=9)) == int(path is None)
+
+
+def test_what_is_reserved_is_what_was_told(priced: Priced) -> None:
+    """And where nothing is known, nothing is refused."""
+    priced.nodes[:] = [Node(2.0, 0.0, 2.0 * TAKEN)]
+    told = priced.submit()
+    priced.known = "still starting"
+    unknown = priced.submit()
+    jobs = {job.id: job for job in priced.store.page(limit=9)}
+    assert (jobs[told].demand.memory_bytes, jobs[unknown].demand.memory_bytes) == (TAKEN, 0)
+    assert jobs[unknown].estimate is not None
+    assert jobs[unknown].estimate["unknown"][0] == "sizes: still starting"
+
+
+def test_a_job_that_goes_on_may_be_too_large_as_well(priced: Priced) -> None:
+    parent = priced.parent(step=7, training={"steps": 10})
+    priced.nodes[:] = [Node(2.0, 0.0, 1000.0)]
+    problem(priced.go_on(parent, "resume", {"training": {"steps": 12}}), 422, "never_fits")
 
 
 def test_a_job_that_goes_on_pays_for_what_is_left(priced: Priced) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +48,21 @@ def test_nothing_is_admitted_without_nodes() -> None:
     assert admit([waits("a")], [], []).admitted == []
 
 
+def test_memory_that_is_reserved_is_no_room_for_another() -> None:
+    node = [Node(8.0, 0.0, 100.0)]
+    large, small = (
+        replace(waits(name, seq=seq), memory_bytes=taken) for seq, (name, taken) in enumerate([("a", 60), ("b", 40)])
+    )
+    assert names(list(admit([large, small], [], node).admitted)) == "ab"
+    answer = admit([large, replace(small, memory_bytes=41)], [], node)
+    assert (names(list(answer.admitted)), answer.next and answer.next.id) == ("a", "b")
+    assert answer.waits_for is not None
+    assert (
+        "41 B of memory, and the 1 nodes have room for 0 of them, of memory 40 B at most free now"
+        in answer.waits_for.message
+    )
+
+
 def test_higher_priority_goes_first_whoever_it_belongs_to() -> None:
     queue = [waits("a", seq=1), waits("b", seq=2, priority=5), waits("c", seq=3, priority=5), waits("d", priority=-1)]
     assert names(in_turn(queue, [], TWO)) == "bcad"
@@ -66,6 +82,9 @@ def test_a_share_is_of_what_is_scarcer() -> None:
     assert dominant_share(waits("a", 2, gpus=1.0).demand, nodes) == 0.5
     assert dominant_share(waits("a", 12).demand, nodes) == 0.75
     assert dominant_share(waits("a").demand, []) == 0.0
+    heavy = replace(waits("a", 2), memory_bytes=30)
+    assert dominant_share(heavy.demand, [Node(8.0, 0.0, 50.0), Node(8.0, 0.0, 50.0)]) == 0.6
+    assert dominant_share(heavy.demand, [Node(8.0, 0.0, 50.0), Node(8.0, 0.0)]) == 0.125, "of memory not all is known"
 
 
 @settings(max_examples=60, deadline=None)

@@ -19,6 +19,11 @@ from tests.support import small_spec
         (Demand(2, 1, 1), [Node(8, 1)], "the job needs 2 GPUs"),
         (Demand(2, 3, 0), [Node(4, 0), Node(2, 0)], "and the 2 nodes have room for 1 of them"),
         (Demand(1, 1, 0), [], "the cluster has 0"),
+        (Demand(3, 1, 0, 1000), [Node(4, 0, 2000), Node(2, 0, 1000)], None),
+        (Demand(3, 1, 0, 1000), [Node(4, 0, 2999), Node(2, 0, 0)], "have room for 2 of them, of memory 3.0 kB at most"),
+        (Demand(1, 1, 0, 1001), [Node(4, 0, 1000)], "1 ranks of 1 CPUs and 0 GPUs, 1.0 kB of memory"),
+        (Demand(2, 1, 0, 10**15), [Node(1, 0, 1000), Node(1, 0, None), Node(1, 0, None)], None),
+        (Demand(2, 1, 0, 0), [Node(2, 0, 0.0)], None),
     ],
 )
 def test_what_is_short(demand: Demand, nodes: list[Node], message: str | None) -> None:
@@ -30,6 +35,13 @@ def test_reservations_take_their_nodes() -> None:
     left = remaining([Node(4, 1), Node(4, 0)], [Demand(2, 2, 0), Demand(1, 1, 0)])
     assert left == [Node(0, 1), Node(3, 0)]
     assert remaining([Node(1, 0)], [Demand(3, 1, 0)]) == [Node(0, 0)], "a node has gone: never negative"
+    assert remaining([], [Demand(3, 1, 0)]) == []
+    nodes = [Node(4, 0, 5), Node(4, 0, None), Node(4, 0, 20)]
+    assert remaining(nodes, [Demand(1, 1, 0, 6), Demand(1, 1, 0, 4)]) == [
+        Node(3, 0, 1),
+        Node(3, 0, None),
+        Node(4, 0, 20),
+    ]
 
 
 @given(
@@ -53,7 +65,8 @@ def test_out_of_spec_and_ray() -> None:
         {"Alive": True, "Resources": {"memory": 1e9}},
         {"Alive": True, "Resources": {"GPU": 2.0}},
     ]
-    assert nodes_from_ray(entries) == [Node(4.0, 1.0), Node(0.0, 2.0)], "a head without CPUs takes no replica"
+    assert nodes_from_ray(entries) == [Node(4.0, 1.0, 1e9), Node(0.0, 2.0)], "a head without CPUs takes no replica"
+    assert demand_of(small_spec(), 7).memory_bytes == 7
 
 
 @pytest.mark.parametrize("share", ["cpus", "gpus"])

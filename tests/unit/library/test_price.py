@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,18 @@ import torch
 from codistill.describe import describe, serve
 from codistill.memory import MemoryGauge, process_bytes
 from codistill.outcome import ReplicaOutcome, attempt_result
-from codistill.price import PastRun, Spread, estimate, exchanges_of, likeness, past_run, size_key, taken
+from codistill.price import (
+    PROCESS_BYTES,
+    PastRun,
+    Spread,
+    estimate,
+    exchanges_of,
+    likeness,
+    node_bytes,
+    past_run,
+    size_key,
+    taken,
+)
 from codistill.spec import JobSpec
 from tests.support import merge, new_run, run_in_turns, small_spec
 
@@ -89,6 +102,37 @@ def test_what_is_not_known_is_null_and_named() -> None:
     price = estimate(SPEC, "no torch", [])
     assert price["unknown"] == ["sizes: no torch", "seconds: no job like this one has trained to its end here"]
     assert (price["parameters"], price["bytes_received"], price["speeds"]) == (None, None, [])
+
+
+def test_of_a_node_a_rank_takes_its_process_its_tensors_and_a_copy_of_what_is_saved() -> None:
+    parts = {"weights": 1, "gradients": 20, "optimizer": 300, "average": 4000, "outgoing": 50_000, "outer": 600_000}
+    memory = {**parts, "total": 10**7}
+    saved = 1 + 300 + 4000 + 600_000
+    assert node_bytes(SPEC, memory) == PROCESS_BYTES + 10**7 + saved
+    assert node_bytes(changed(replicas={"gpus": 1.0}), memory) == PROCESS_BYTES + 50_000 + saved
+    assert node_bytes(SPEC, {}) is None
+    on_gpu = estimate(changed(replicas={"gpus": 1.0}), FACTS, [PastRun("any", 1.0, 2.0)])
+    assert on_gpu["unknown"] == ["whether its tensors fit: nodes do not tell how much memory their GPUs have"]
+
+
+def test_a_process_takes_no_more_than_a_quarter_above_what_was_told(tmp_path: Path) -> None:
+    """In a process of its own, whose memory is not that of the tests. Its tensors are a good third of it."""
+    spec = small_spec(
+        method={"kind": "solo"},
+        replicas={"count": 1},
+        recipe={"width": 256, "train_size": 1000},
+        training={"batch_size": 1000, "steps": 1, "optimizer": {"kind": "adamw"}},
+    )
+    code = (
+        "import sys, pathlib; from tests.support import *;"
+        "run_in_turns(new_run(pathlib.Path(sys.argv[1]), parse_spec(sys.argv[2])));"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), spec.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    took = int(done.stdout) * 1024
+    told = estimate(spec, describe(spec), [])["node_bytes_per_rank"]
+    assert told / 1.25 < took < told * 1.25
 
 
 def test_what_is_trained_already_costs_nothing() -> None:
