@@ -49,6 +49,10 @@ class Room:
     gpus: float
     reserved_cpus: float
     reserved_gpus: float
+    disks_percent: Mapping[str, float] = field(default_factory=dict[str, float])
+    """How full those are that jobs fill, by what they are for."""
+    disk_full: bool = False
+    """Too full for another job to begin."""
 
 
 Family = GaugeMetricFamily
@@ -107,7 +111,11 @@ def _room_figures(room: Room) -> list[Metric]:
     cpus.add_metric(["reserved"], room.reserved_cpus)
     gpus.add_metric(["total"], room.gpus)
     gpus.add_metric(["reserved"], room.reserved_gpus)
-    return [nodes, cpus, gpus]
+    disks = Family("codistill_disk_used_ratio", "How full a disk is that jobs fill.", labels=["place"])
+    for place, percent in room.disks_percent.items():
+        disks.add_metric([place], percent / 100)
+    full = Family("codistill_disk_full", "1 while a disk is too full for another job to begin.", float(room.disk_full))
+    return [nodes, cpus, gpus, disks, full]
 
 
 def replica_figures(beats: Mapping[str, Mapping[str, Mapping[str, Any]]], now: float) -> list[Family]:

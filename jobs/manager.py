@@ -28,6 +28,7 @@ from jobs.decide import (
     View,
     decide,
 )
+from jobs.disks import Disks
 from jobs.errors import StoreError
 from jobs.job import Job, Reason
 from jobs.pruner import Pruner
@@ -57,9 +58,11 @@ class Manager:
         clock: Callable[[], float] = time.time,
         *,
         keep_days: float | None = None,
+        disks: Disks | None = None,
     ) -> None:
         self._store, self._runner, self._storage = store, runner, storage
         self._nodes, self._clock = nodes, clock
+        self._disks = disks or Disks()
         self._stopped_at: dict[str, float] = {}
         self._leaks_checked_at = float("-inf")
         self._pruner = None if keep_days is None else Pruner(store, storage, keep_days, clock)
@@ -93,7 +96,8 @@ class Manager:
         queued = self._store.standings([State.QUEUED])
         if not queued:
             return
-        answer = admit(queued, self._store.standings(RESERVING), self._nodes())
+        full = self._disks.shortage()
+        answer = admit(queued, self._store.standings(RESERVING), self._nodes(), disk_full=full)
         for job in map(self._store.get, [standing.id for standing in answer.admitted]):
             if job is not None:
                 self._guarded(job, lambda job=job: self._store.move(job, State.ADMITTED, lease=lease))

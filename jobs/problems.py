@@ -14,10 +14,12 @@ from starlette.exceptions import HTTPException
 
 from codistill.run_dir import StorageError
 from codistill.spec_errors import Problem
+from jobs.disks import DiskFull
 from jobs.errors import StoreError
 
 log = logging.getLogger("codistill.api")
 
+DISK_RETRY_S = "60"
 PROBLEM_TYPE = "application/problem+json"
 _OF_ROUTES = {
     404: ("no_such_route", "there is no such route; GET /openapi.json lists them"),
@@ -84,7 +86,9 @@ def install_problem_handlers(app: FastAPI) -> None:
     def _storage(request: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         log.error("%s", error)
         code = "store_unavailable" if isinstance(error, StoreError) else "storage_unavailable"
-        return _answer(request, ApiProblem(503, code, str(error)))
+        # A disk has room again when somebody has made some.
+        headers = {"Retry-After": DISK_RETRY_S} if isinstance(error, DiskFull) else None
+        return _answer(request, ApiProblem(503, code, str(error), headers=headers))
 
     @app.exception_handler(Exception)
     def _unexpected(request: Request, _error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]

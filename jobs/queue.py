@@ -72,9 +72,13 @@ def dominant_share(demand: Demand, nodes: Sequence[Node]) -> float:
     return max(demand.ranks * one / of if of else 0.0 for one, of in asked)
 
 
-def admit(queued: Sequence[Standing], holding: Sequence[Standing], nodes: Sequence[Node]) -> Admission:
+def admit(
+    queued: Sequence[Standing], holding: Sequence[Standing], nodes: Sequence[Node], *, disk_full: str | None = None
+) -> Admission:
     """In turn, as far as there is room: whoever does not fit holds up all behind it, so that a large job is never
-    starved."""
+    starved. Nobody while a disk is full, of which `disk_full` tells."""
+    if queued and disk_full is not None:
+        return Admission([], in_turn(queued, holding, nodes)[0], Reason("disk_full", f"waits: {disk_full}"))
     reserved = [job.demand for job in holding]
     admitted: list[Standing] = []
     for job in in_turn(queued, holding, nodes):

@@ -14,6 +14,7 @@ from ray import serve
 
 from codistill.capacity import Node, nodes_from_ray
 from jobs.describer import Describer
+from jobs.disks import Disks
 from jobs.door import DoorRules
 from jobs.errors import HeadError
 from jobs.log_lines import configure
@@ -38,6 +39,17 @@ def living_nodes() -> list[Node]:
     return nodes_from_ray(ray.nodes())
 
 
+def disks_of(settings: Settings) -> Disks:
+    """The storage, and Ray's own directory on this node, where objects go that its store has no room for."""
+    import ray
+
+    node = ray._private.worker._global_node  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+    places = {"the storage": Path(settings.storage)}
+    if node is not None:
+        places["Ray"] = Path(str(node.get_session_dir_path()))
+    return Disks(places, settings.max_disk_percent)
+
+
 # A copy that was killed is seen as gone after one period: 2 s instead of 9.
 @serve.deployment(
     name="manager",
@@ -52,7 +64,10 @@ class ManagerDeployment:
         configure(settings.log_format)
         store, storage = Store.open(settings.store_url), Path(settings.storage)
         runner = connect_runner(storage, {"CODISTILL_DATA": settings.data_home})
-        self._loop = ManagerLoop(store, Manager(store, runner, storage, living_nodes, keep_days=settings.keep_days))
+        self._loop = ManagerLoop(
+            store,
+            Manager(store, runner, storage, living_nodes, keep_days=settings.keep_days, disks=disks_of(settings)),
+        )
         self._loop.start()
 
     def check_health(self) -> None:
@@ -84,7 +99,8 @@ class ApiDeployment:
         rules = DoorRules(needs_token=listen.needs_token, hosts=frozenset(listen.names))
         quota = Quota() if listen.needs_token else Quota.alone()
         storage, data, facts = Path(self._settings.storage), Path(self._settings.data_home), self._describer.facts
-        return build_api(Backend(store, storage, living_nodes, rules, quota, facts=facts, data_home=data))
+        disks = disks_of(self._settings)
+        return build_api(Backend(store, storage, living_nodes, rules, quota, facts=facts, disks=disks, data_home=data))
 
 
 def application(settings: Settings, node_id: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from jobs.disks import STANDARD_PERCENT
 from jobs.log_lines import LogFormat
 
 DEFAULT_PORT = 8700
@@ -38,5 +39,7 @@ class Settings:
     """Where every node finds the data sets."""
     listen: Listen
     log_format: LogFormat = LogFormat.TEXT
+    max_disk_percent: float = STANDARD_PERCENT
+    """From which on no job begins."""
     keep_days: float | None = None
     """How long ago a job may have ended before it is deleted; None: it stays."""

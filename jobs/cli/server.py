@@ -19,6 +19,7 @@ from codistill.data.home import data_home
 from jobs.callers import LOCAL
 from jobs.cli.exits import CommandError, Exit
 from jobs.cli.output import database_url, home, say
+from jobs.disks import STANDARD_PERCENT
 from jobs.serve_settings import DEFAULT_PORT
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ def serve(
     ] = None,
     cpus: Annotated[float | None, typer.Option(min=1, help="CPUs for jobs [default: all of this machine]")] = None,
     object_store_mb: Annotated[int, typer.Option(min=100, help="Memory for snapshots on their way")] = 1024,
+    max_disk_percent: Annotated[
+        float, typer.Option(min=1, max=100, help="How full a disk may be for another job to begin")
+    ] = STANDARD_PERCENT,
     keep_days: Annotated[
         float | None,
         typer.Option(
@@ -67,7 +71,9 @@ def serve(
 
     directory = _prepare_storage(storage)
     listen = _listen(host, port, host_name or (), tokens=tokens)
-    settings = Settings(database_url(), str(directory), str(data_home()), listen, _log_format(), keep_days)
+    settings = Settings(
+        database_url(), str(directory), str(data_home()), listen, _log_format(), max_disk_percent, keep_days
+    )
     with heads.only_one(home()):
         _check_store(needs_token=listen.needs_token)
         if on is None:

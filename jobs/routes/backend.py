@@ -15,6 +15,7 @@ from codistill.run_dir import ID_PATTERN, RunDir
 from codistill.spec import JobSpec
 from jobs.callers import Caller, Scope
 from jobs.describer import Facts
+from jobs.disks import Disks
 from jobs.door import DoorRules
 from jobs.job import Job
 from jobs.problems import ApiProblem
@@ -53,6 +54,8 @@ class Backend:
     events: EventTimes = field(default_factory=EventTimes)
     facts: Callable[[JobSpec], Facts | str] = nobody_asked
     """What a spec trains, sends and takes, or why that is not known."""
+    disks: Disks = field(default_factory=Disks)
+    """Those that jobs fill."""
     data_home: Path = field(default_factory=data_home)
     """Where the data sets are."""
 

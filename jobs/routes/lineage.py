@@ -81,6 +81,7 @@ async def _answer(
 def _go_on(backend: Backend, caller: Caller, job_id: str, body: bytes, way: Way, key: str | None) -> dict[str, Any]:
     parent, spec, price = _checked(backend, caller, job_id, body, way)
     check_storage(backend.storage)
+    backend.disks.check()
     digest = digest_of(spec, way, parent.id)
     return backend.show(add(backend, Submission(spec, caller, parent.id, way, key, digest, price)))
 

@@ -51,6 +51,8 @@ def _families(backend: Backend, caller: Caller) -> list[Metric]:
         gpus=sum(node.gpus for node in nodes),
         reserved_cpus=sum(job.ranks * job.cpus for job in holding),
         reserved_gpus=sum(job.ranks * job.gpus for job in holding),
+        disks_percent=backend.disks.used(),
+        disk_full=backend.disks.shortage() is not None,
     )
     running = [job for job in holding if job.state is State.RUNNING and caller.sees in (None, job.owner)]
     beats = {job.id: backend.run_of(job).read_heartbeats(job.fence) for job in running}

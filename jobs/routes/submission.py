@@ -115,6 +115,7 @@ async def read_body(request: Request) -> bytes:
 def _submit(backend: Backend, caller: Caller, body: bytes, key: str | None) -> dict[str, Any]:
     spec = accepted(backend, caller, body)
     check_storage(backend.storage)
+    backend.disks.check()
     price = affordable(price_of(backend, caller, spec), spec, backend)
     return backend.show(add(backend, Submission(spec, caller, key=key, digest=digest_of(spec), estimate=price)))
 

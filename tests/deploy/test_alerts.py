@@ -35,6 +35,7 @@ AGE = "codistill_manager_round_age_seconds"
 NODES = "codistill_cluster_nodes"
 COUNT = 'codistill_http_request_duration_seconds_count{method="GET",route="/",status="%s"}'
 OLDEST = "codistill_queue_oldest_seconds"
+FULL = 'codistill_disk_full{instance="%s"}'
 ENDED = 'codistill_attempts_ended{cause="%s",instance="%s"}'
 BEAT = 'codistill_replica_heartbeat_age_seconds{job_id="j",replica="replica-%d",instance="%s"}'
 
@@ -60,6 +61,9 @@ CASES = [
     Case("CodistillQueueWaits", {OLDEST: "21601x30"}, "9m30s", ()),
     Case("CodistillQueueWaits", {OLDEST: "21600x30"}, "15m", ()),
     Case("CodistillQueueWaits", {OLDEST: "21601x10 5x20"}, "12m", ()),
+    Case("CodistillDiskFull", {FULL % copy: "0 1x10" for copy in "ab"}, "2m30s", ONCE),
+    Case("CodistillDiskFull", {FULL % "a": "0 1x10"}, "2m", ()),
+    Case("CodistillDiskFull", {FULL % "a": "1 1 1 0 1 1 1 1"}, "3m", ()),
     Case("CodistillAttemptsLost", {ENDED % ("driver_lost", "a"): "10x10 14x100"}, "15m", ONCE),
     Case("CodistillAttemptsLost", {ENDED % ("driver_lost", "a"): "10x10 13x100"}, "15m", ()),
     Case("CodistillAttemptsLost", {ENDED % ("driver_lost", "a"): "10x10 14x200"}, "80m", ()),

@@ -28,7 +28,7 @@ def offered() -> dict[str, set[str]]:
     usage = [Usage("a", 1, 1.0, 1.0)]
     facts = Facts(waiting_by_owner={"a": 1}, waits_s=[1.0], ended_by_cause={"b": 1}, round_age_s=1.0, usage=usage)
     families = [
-        *service_figures(facts, Room(1, 1.0, 1.0, 1.0, 1.0), "0"),
+        *service_figures(facts, Room(1, 1.0, 1.0, 1.0, 1.0, {"the storage": 50.0}), "0"),
         *replica_figures({"a": {"replica-0": beat()}}, 0.0),
     ]
     found = {sample.name: set(sample.labels) for family in families for sample in family.samples}
