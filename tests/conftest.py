@@ -21,6 +21,10 @@ if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.en
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+# The tests start some two hundred processes, and each would compile our sources anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -32,17 +36,23 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 
-OWN_MACHINE = ("ray", "service", "page")
-"""Directories of tests that start Ray, a service or a browser, and wait for them: beside others they would be slow."""
+OWN_LANE = ("ray", "service", "page")
+"""Directories of tests that start Ray, a service or a browser, and wait for them: beside many they would be slow."""
+LANE_TIMEOUT_S = 300
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is not to be run beside other tests."""
+    """Mark what is not to be run beside all other tests. In the lane of Ray is every test marked so."""
     here = Path(__file__).parent
     for item in items:
-        if item.get_closest_marker("ray") or item.path.relative_to(here).parts[0] in OWN_MACHINE:
+        directory = item.path.relative_to(here).parts[0]
+        if directory == "ray":
+            item.add_marker("ray")
+        if directory in OWN_LANE or item.get_closest_marker("ray"):
             item.add_marker("alone")
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(LANE_TIMEOUT_S))
 
 
 def pytest_configure() -> None:

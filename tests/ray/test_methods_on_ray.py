@@ -27,7 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_killed_in_each_phase_they_end_bit_for_bit_as_in_one_process(tmp_path: Path) -> None:
     """All beside each other, since most of the time goes into starting workers."""
     replicas = {"count": 1, "cpus": 0.5}
@@ -39,7 +39,7 @@ def test_killed_in_each_phase_they_end_bit_for_bit_as_in_one_process(tmp_path: P
             (kind, n, after) for kind, s in specs.items() for n, after in enumerate(range(60, s.total_steps, STEPS))
         ]
         while to_kill:
-            until(lambda: kill_one(runs, to_kill), limit_s=100)
+            until(lambda: kill_one(runs, to_kill), limit_s=150)
         results = {kind: ended() for kind, ended in ends.items()}
     for kind, spec in specs.items():
         entry = results[kind]["replicas"]["replica-0"]

@@ -78,10 +78,13 @@ def recovering(service: Service, job: str) -> bool:
 )
 def test_one_outcome_and_nothing_left(service: Service, reached: Reached, steps: int, ends: set[State]) -> None:
     training = {"steps": steps, "batch_size": 16, "checkpoint_interval_steps": 1, "evaluate_interval_steps": steps}
+    if reached is exchanging:
+        training["checkpoint_interval_steps"] = ENDLESS  # so that the last one is the only one
     # One replica where one will do: most of the time goes into starting it.
     alone = {} if reached is exchanging else {"method": {"kind": "solo"}, "replicas": {"count": 1, "cpus": 0.5}}
     job = service.client.submit(spec_of("cancelled", steps, training=training, **alone)).id
-    until("the phase is reached", lambda: reached(service, job) or service.client.show(job).state in TERMINAL, 60)
+    until("the phase is reached", lambda: reached(service, job) or service.client.show(job).state in TERMINAL, 120)
+    seen, asked_at = {beat["replica"]: beat["step"] for beat in beats(service, job)}, time.monotonic()
     with ThreadPoolExecutor(2) as pool:
         answers = [answer.result() for answer in [pool.submit(service.client.cancel, job) for _ in range(2)]]
     assert {answer.state for answer in answers} <= {State.CANCELLING, *TERMINAL}
@@ -96,6 +99,18 @@ def test_one_outcome_and_nothing_left(service: Service, reached: Reached, steps:
     until("its room is free", lambda: free(service), FREE_S - (time.monotonic() - at))
     again = service.client.show(job)
     assert again.value["status"]["transitions"] == ended.value["status"]["transitions"]
+    if reached is exchanging:
+        assert {answer.state for answer in answers} == {State.CANCELLING}
+        assert at - asked_at < FREE_S
+        assert ended.reason is not None
+        assert ended.reason.code == "cancel_requested"
+        assert ended.value["result"]["outcome"] == "cancelled"
+        assert len(seen) == 2
+        for replica, step in seen.items():
+            done = ended.value["result"]["replicas"][replica]["steps"]
+            assert done >= step
+            kept = [path.parent.name for path in service.run_of(job).checkpoints(replica).glob("*/manifest.json")]
+            assert kept == [f"0001-{done:012d}"], "a last checkpoint"
 
 
 def processes_of(service: Service, job: str) -> list[int]:

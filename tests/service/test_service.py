@@ -169,28 +169,6 @@ def plant_late_row(run: RunDir, step: int) -> None:
     late.flush()
 
 
-def test_cancel_of_a_running_job_leaves_a_last_checkpoint(service: Service) -> None:
-    job_id = service.client.submit(spec_of("cancelled", 100_000)).id
-    service.wait_state(job_id, State.RUNNING)
-    service.wait_step(job_id, 60)
-    asked = time.monotonic()
-    assert service.client.cancel(job_id).state is State.CANCELLING
-    seen = steps_of(service, job_id)
-    job = service.wait_end(job_id)
-    assert job.state is State.CANCELLED
-    assert time.monotonic() - asked < GONE_S
-    assert job.reason is not None
-    assert job.reason.code == "cancel_requested"
-    assert job.value["result"]["outcome"] == "cancelled"
-    run = service.run_of(job_id)
-    for replica, step in seen.items():
-        done = job.value["result"]["replicas"][replica]["steps"]
-        newest = max(
-            int(path.parent.name.partition("-")[2]) for path in run.checkpoints(replica).glob("*/manifest.json")
-        )
-        assert newest == done >= step
-
-
 def test_a_job_that_waits_for_room_is_told_so_and_can_be_cancelled(service: Service) -> None:
     first = service.client.submit(spec_of("first", 100_000, replicas={"count": 2, "cpus": 1.0})).id
     second = service.client.submit(spec_of("second", 10)).id
