@@ -9,7 +9,7 @@ LOCKED := $(PIP) --no-deps --require-hashes
 LOCK := UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
   --default-index https://pypi.org/simple --generate-hashes --no-annotate --no-emit-package torch -c constraints.txt pyproject.toml
 
-.PHONY: demo test test-page test-postgres test-deploy lint lock bench methods clean
+.PHONY: demo test lane-ray lane-service test-page test-postgres test-deploy lint lock bench methods clean
 .DEFAULT_GOAL := help
 
 help:
@@ -40,10 +40,17 @@ $(READY): $(RUNS) requirements/dev.lock
 demo: $(RUNS)
 	$(BIN)/codistill demo
 
-# Side by side what needs no more than a process; then, one after another, what starts Ray or a service.
+# Side by side what needs no more than a process; then, in two lanes beside each other, what starts Ray and what starts
+# a service: by itself each leaves much of two processors idle. A lane is shown when it has ended.
 test: $(READY)
 	$(BIN)/python -m pytest -m "not alone" -n auto --maxprocesses 4 --dist worksteal
-	$(BIN)/python -m pytest -m alone
+	$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lane-ray lane-service
+
+lane-ray: $(READY)
+	$(BIN)/python -m pytest -m ray
+
+lane-service: $(READY)
+	$(BIN)/python -m pytest tests/service tests/page
 
 # Debian's browser: the one that Playwright would fetch comes from outside the package registries.
 test-page: $(READY)

@@ -20,6 +20,8 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Its workers give way to all else (niceness 15): replicas would starve while a test beside them computes.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # The tests start some two hundred processes, and each would compile our sources anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
