@@ -116,7 +116,6 @@ CASES = {
     "okddip": Case({"kind": "okddip", "nets": 3}, BRANCHES_OFF),
     "okddip, networks": Case({"kind": "okddip", "nets": 3, "split": 0}, {"weight": 0.0}),
     "feature_fusion_learning": Case({"kind": "feature_fusion_learning"}, BRANCHES_OFF),
-    "feature_fusion_learning, networks": Case({"kind": "feature_fusion_learning", "split": 0}, BRANCHES_OFF),
     "cheap_convolutions": Case({"kind": "cheap_convolutions", "nets": 2}, BRANCHES_OFF),
     # Of one replica, whose mean is itself; those of several are killed in tests/golden/test_averaging.py.
     "local_sgd": Case({"kind": "local_sgd"}, {}),

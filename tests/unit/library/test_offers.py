@@ -12,7 +12,18 @@ from pydantic import TypeAdapter
 from codistill.methods import plan
 from codistill.phase import Replica
 from codistill.recipes import recipe_of
-from codistill.spec import Installed, JobSpec, Method, Recipe, Solo, offer_of, why_not_offered
+from codistill.spec import (
+    FeatureFusionLearning,
+    Installed,
+    JobSpec,
+    Method,
+    Okddip,
+    One,
+    Recipe,
+    Solo,
+    offer_of,
+    why_not_offered,
+)
 from codistill.spec_errors import SpecError
 from codistill.surgery.stages import cut, shapes
 from tests.datasets import synthetic_datasets
@@ -25,11 +36,10 @@ RECIPES: list[dict[str, Any]] = [
     {"kind": "images", "model": {"kind": "cnn", "width": 2}, "shift_pixels": 1},
     {"kind": "images", "model": {"kind": "resnet", "width": 2}},
     {"kind": "text", "width": 8, "heads": 1, "layers": 1, "context": 16},
-    {"kind": "text", "width": 8, "heads": 1, "layers": 2, "context": 16},
-    {"kind": "tabular", "width": 4, "layers": 1},
     {"kind": "tabular", "width": 4, "layers": 2},
 ]
-METHODS: list[Method] = [choice() for choice in get_args(get_args(Method)[0])]
+KINDS: list[Method] = [choice() for choice in get_args(get_args(Method)[0])]
+METHODS: list[Method] = [*KINDS, One(split=2), Okddip(split=0), FeatureFusionLearning(split=1)]
 
 
 @pytest.fixture
@@ -66,4 +76,6 @@ def test_a_submitted_spec_is_refused_in_one_sentence_and_an_installed_recipe_is_
         SpecError, match=r"be_your_own_teacher.*at least 2 stages.*'tabular' has 1; raise recipe\.layers"
     ):
         small_spec(method=method, recipe={"kind": "tabular", "layers": 1})
+    with pytest.raises(SpecError, match=r"'one'.*at least 3 stages.*'digits' has 2; .* or lower method\.split"):
+        small_spec(method={"kind": "one", "split": 2})
     assert all(why_not_offered(method, Installed(name="own")) is None for method in METHODS)
