@@ -10,9 +10,10 @@ not looked at. Then the whole student goes on from there with
 
     L = CE(y, p) + weight(step) * T^2 * KL(softmax(t / T), softmax(s / T))
 
-whose weight falls linearly, from 4 to 1. `one_stage`, as in later public code: L = CE(y, p) + weight * hint from the
-first step to the last. The paper's hint is a sum, with a factor 1/2, and its second term has no T^2. Where maps of u
-and v differ in height or width, they are averaged over areas down to the smaller. The regressor is not exported.
+whose weight falls linearly to a quarter; the paper's second term has no T^2, and a weight of 4 that becomes 1.
+`one_stage`, as in later public code: L = CE(y, p) + weight * hint from the first step to the last. The paper's hint is
+a sum, with a factor 1/2. Where maps of u and v differ in height or width, they are averaged over areas down to the
+smaller. The regressor is not exported.
 """
 
 from __future__ import annotations

@@ -78,8 +78,9 @@ class TwoStage(Spec):
     kind: Literal["two_stage"] = "two_stage"
     hint_steps: int = Field(default=500, ge=0, le=100_000_000)
     """Steps of the phase `hint`; 0 leaves it out. Those of the second stage are `training.steps`."""
-    weight: float = Field(default=4.0, ge=0, le=1000)
-    """Factor of the distillation term in the second stage."""
+    weight: float = Field(default=0.45, ge=0, le=1000)
+    """Factor of the distillation term in the second stage. The paper has 4, before a term without the factor T^2, 9 at
+    its temperature."""
     weight_schedule: WeightSchedule = Linear(final_factor=0.25)
     """Of that weight."""
     temperature: float = Field(default=3.0, gt=0, le=100)
