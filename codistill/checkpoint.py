@@ -137,7 +137,10 @@ def _load(path: Path) -> Checkpoint:
         found = _fingerprint(path / name)
         if found != expected:
             raise ValueError(f"{name} should have {expected}, has {found}")
-    tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
+    try:
+        tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
+    except SafetensorError as error:  # written by no replica, whatever its manifest says
+        raise ValueError(f"it holds what is no safetensors: {error}") from error
     return Checkpoint(manifest["fence"], manifest["step"], tensors, read_json(path / "values.json") or {})
 
 

@@ -14,6 +14,10 @@ from pydantic_core import ErrorDetails
 from codistill.spec import JobSpec
 
 MAX_SPEC_BYTES = 256 * 1024
+MOST_PROBLEMS = 100
+"""That are told of one spec: nobody mends more at once, and an answer must not be many times its question."""
+_LONGEST_KEY = 100
+"""That is looked for among those that are known, and shown whole."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class SpecError(ValueError):
 def parse_spec(data: bytes | str | Mapping[str, Any]) -> JobSpec:
     """Check JSON text or a mapping and return the spec.
 
-    Raises `SpecError` with one `Problem` per fault. Everything goes through JSON, so a spec means the same whether it
-    came from a file, over HTTP or out of Python.
+    Raises `SpecError` with one `Problem` per fault, and no more than `MOST_PROBLEMS` of them. Everything goes through
+    JSON, so a spec means the same whether it came from a file, over HTTP or out of Python.
     """
     if isinstance(data, Mapping):
         try:
@@ -57,7 +61,11 @@ def parse_spec(data: bytes | str | Mapping[str, Any]) -> JobSpec:
     try:
         return JobSpec.model_validate_json(data)
     except ValidationError as error:
-        raise SpecError([_problem(detail) for detail in error.errors()]) from None
+        found = error.errors(include_url=False, include_input=False)
+        problems = [_problem(detail) for detail in found[:MOST_PROBLEMS]]
+        if len(found) > MOST_PROBLEMS:
+            problems.append(Problem("", f"and {len(found) - MOST_PROBLEMS:,} more like these; mend these first"))
+        raise SpecError(problems) from None
 
 
 def _problem(detail: ErrorDetails) -> Problem:
@@ -88,6 +96,8 @@ def _problem(detail: ErrorDetails) -> Problem:
 
 def _unknown_key(path: str, fields: dict[str, Any]) -> Problem:
     key = path.rpartition(".")[2]
+    if len(key) > _LONGEST_KEY:
+        return Problem(f"{path[:_LONGEST_KEY]}…", f"unknown key of {len(key):,} letters", tuple(fields))
     return Problem(path, _nearest("unknown key", key, tuple(fields)), tuple(fields))
 
 

@@ -53,6 +53,9 @@ def _parsed(raw: bytes, kind: str) -> Any:
     import yaml
 
     try:
+        # A few aliases of aliases are a text of many gigabytes.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(raw, Loader=yaml.SafeLoader)):
+            raise ValueError("it has an alias (*name); write out what that stands for")
         return yaml.safe_load(raw)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None

@@ -43,7 +43,7 @@ def disks_of(settings: Settings) -> Disks:
     """The storage, and Ray's own directory on this node, where objects go that its store has no room for."""
     import ray
 
-    node = ray._private.worker._global_node  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+    node = ray._private.worker._global_node  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportPrivateImportUsage]
     places = {"the storage": Path(settings.storage)}
     if node is not None:
         places["Ray"] = Path(str(node.get_session_dir_path()))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from codistill import records
+from codistill.price import PROCESS_BYTES
 from codistill.records import METRICS, Recorder
 from codistill.run_dir import RunDir, read_json
 from jobs.status import State
@@ -33,6 +34,8 @@ def test_a_job_from_post_to_its_model(service: Service) -> None:
     assert set(job.value["result"]["replicas"]) == {"replica-0", "replica-1"}
     assert job.value["result"]["estimate"] == job.value["estimate"], "what was told stands beside what it took"
     assert job.value["estimate"]["steps"] == 600
+    kept = read_json(service.run_of(job_id).estimate)["node_bytes_per_rank"]
+    assert kept is None or kept > PROCESS_BYTES, "Ray kept the memory free, which it was asked for"
     assert job.value["result"]["took"]["step_s"] > 0
     metrics = service.client.metrics(job_id, names=["train/task_loss"])
     assert [row["step"] for row in metrics] == list(range(5, 601, 5))
