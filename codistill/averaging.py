@@ -82,7 +82,7 @@ class Averaging:
         return PublishRule(self.interval_steps, self.interval_steps, ends_at=self.steps)
 
     def open(self, opening: Opening) -> OpenAveraging:
-        return OpenAveraging(self, opening.learner, opening.open_mailbox(opening.learner, self.rule))
+        return OpenAveraging(self, opening.learner, opening.open_mailbox(opening.learner, self.rule, None))
 
 
 class OpenAveraging(Companion):

@@ -28,6 +28,10 @@ def baseline_of(spec: JobSpec, baseline: Baseline) -> JobSpec:
     count = spec.replicas.count
     if count < 2:
         raise SpecError([Problem("replicas.count", "is 1, and a baseline joins what several replicas do; raise it")])
+    if spec.recipes:
+        raise SpecError(
+            [Problem("recipes", "gives replicas models of their own, and a baseline trains one; leave it out")]
+        )
     values = spec.model_dump(mode="json")
     end = f"-{baseline.replace('_', '-')}"
     values |= {"name": spec.name[: LONGEST_NAME - len(end)] + end, "controls": []}

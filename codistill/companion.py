@@ -17,6 +17,7 @@ from codistill.batch import Batch, Outputs
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.mailbox import MailboxLike
 from codistill.exchange.predictions import Form, Rows
+from codistill.exchange.weights import OfPeer
 from codistill.ranks import ALONE, Ranks
 
 
@@ -28,18 +29,21 @@ class Opening:
     """The replica's own parts, as they are trained."""
     finished: Mapping[str, nn.ModuleDict]
     """The learners of the phases before, by name, as they ended; to be read only."""
-    build_part: Callable[[str], nn.Module]
-    """A fresh module of the learner's part of that name, on the replica's device."""
+    build_part: Callable[[str, int], nn.Module]
+    """A fresh module of that name of the learner of a replica, on this replica's device."""
     place: Callable[[nn.Module], nn.Module]
     """Puts a module where the replica computes, compiled where that is asked for."""
-    open_mailbox: Callable[[nn.Module, PublishRule], MailboxLike[nn.Module]]
-    """The replica's end of the exchange, for the module it shows and expects of its peers."""
+    open_mailbox: Callable[[nn.Module, PublishRule, OfPeer | None], MailboxLike[nn.Module]]
+    """The replica's end of the exchange, for the module it shows; it expects ones like it of its peers, or like those
+    that are built for each of them."""
     open_predictions: Callable[[Form, PublishRule], MailboxLike[Sequence[Rows]]]
     """The same, for predictions."""
     storage: Path
     """Where the runs of other jobs lie."""
     start_together_s: float = 0.0
     ranks: Ranks = ALONE
+    mixed: bool = False
+    """Whether replicas train models that differ in more than their weights."""
 
 
 class Companion:

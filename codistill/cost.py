@@ -42,17 +42,19 @@ class PhaseCost:
     teachers_flops: int
 
 
-def cost_of(phase: Phase, finished: Mapping[str, Learner], batch: Batch, peers: int) -> tuple[PhaseCost, Learner]:
+def cost_of(
+    phase: Phase, finished: Mapping[str, Learner], batch: Batch, peers: int, of_peers: Sequence[Phase] = ()
+) -> tuple[PhaseCost, Learner]:
     """What the phase takes with `peers` stale peers heard, and its learner, on the meta device as those in `finished`.
 
     `batch` is a micro-batch of the shapes that one rank is shown. A teacher that is exported somewhere is taken to be
-    as large as the student.
+    as large as the student, and so is each peer, unless `of_peers` says what that goes through.
     """
-    with META:
-        learner = phase.learner(Artifacts(finished)).to(META).train()  # moved: some is put elsewhere by name
+    learner = _learner(phase, finished)
+    others = [_learner(other, finished) for other in of_peers] or [learner] * peers
     work = PhaseInProgress.begin(phase, learner)
     sources = [source for source in phase.teachers if not isinstance(source, Cached)]
-    teachers = {source.name: _modules(source, learner, finished, peers) for source in sources}
+    teachers = {source.name: _modules(source, learner, finished, others) for source in sources}
     batch = batch.to(META)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
@@ -63,7 +65,7 @@ def cost_of(phase: Phase, finished: Mapping[str, Learner], batch: Batch, peers: 
             targets[source.name] = [_stored(next(iter(learner.values())), batch)] * peers
         if isinstance(source, Cached):  # asked before the first step alone
             with torch.no_grad():
-                targets[source.name] = [_said(m, batch) for m in _modules(source.of, learner, finished, peers)]
+                targets[source.name] = [_said(m, batch) for m in _modules(source.of, learner, finished, others)]
     counter = FlopCounterMode(display=False)
     with counter:
         kept = [_activations(phase, number, work, batch, targets) for number in range(len(phase.updates))]
@@ -85,10 +87,18 @@ def cost_of(phase: Phase, finished: Mapping[str, Learner], batch: Batch, peers: 
     return cost, learner
 
 
-def _modules(source: Any, learner: Learner, finished: Mapping[str, Learner], peers: int) -> Sequence[nn.Module]:
+def _learner(phase: Phase, finished: Mapping[str, Learner]) -> Learner:
+    with META:
+        learner = phase.learner(Artifacts(finished))
+    return learner.to(META).train()  # moved: some is put elsewhere by name
+
+
+def _modules(
+    source: Any, learner: Learner, finished: Mapping[str, Learner], others: Sequence[Learner]
+) -> Sequence[nn.Module]:
     match source:
         case Peers():
-            return [learner[source.part]] * peers
+            return [other[source.part] for other in others]
         case Frozen():
             return [_built(source, build, learner, finished) for build in source.models]
         case _:

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from codistill.batch import as_outputs
 from codistill.cost import PhaseCost, cost_of
 from codistill.exchange.predictions import form_of
 from codistill.exchange.weights import bytes_published
-from codistill.methods import plan
+from codistill.methods import phase_of, plan
 from codistill.methods.common import TRAIN
 from codistill.numerics import all_reduce_bytes
 from codistill.phase import Learner, Replica
@@ -67,28 +67,52 @@ class Memory:
 
 
 def describe(spec: JobSpec) -> dict[str, Any]:
-    """What a job of this spec trains, sends and takes. Raises `RecipeUnavailable`, and `ValueError` for options that a
-    recipe does not take, or a recipe that has not what the method needs."""
+    """What a job of this spec trains, sends and takes: each replica of it, or where they differ, the first, but for
+    memory and bytes received, which are the most that any takes, and `replicas`, the facts of each.
+
+    Raises `RecipeUnavailable`, and `ValueError` for options that a recipe does not take, or a recipe that has not what
+    the method needs.
+    """
+    everyone = range(spec.replicas.count)
+    if not spec.recipes:
+        return facts_of(spec, max(everyone, key=lambda replica: len(peers_of(spec, replica))))
+    each = [facts_of(spec, replica) for replica in everyone]
+    most = {
+        "memory_bytes_per_rank": max((one["memory_bytes_per_rank"] for one in each), key=lambda one: one["total"]),
+        "bytes_received_per_exchange": max(one["bytes_received_per_exchange"] for one in each),
+    }
+    return {**each[0], **most, "replicas": each}
+
+
+def peers_of(spec: JobSpec, replica: int) -> tuple[int, ...]:
+    """Whom a replica hears at once."""
+    return teachers_of(spec.exchange.topology, replica, spec.replicas.count) if exchanges_of(spec) else ()
+
+
+def facts_of(spec: JobSpec, replica: int) -> dict[str, Any]:
+    """What one replica of the job trains, sends and takes."""
+    heard, spec = [(peer, spec.for_replica(peer)) for peer in peers_of(spec, replica)], spec.for_replica(replica)
     recipe = open_recipe(spec)
-    with torch.device("meta"):
-        model = recipe.build_model()
-    model.to("meta")  # what was put elsewhere by name
-    everyone = range(spec.replicas.count) if exchanges_of(spec) else ()
-    peers = max((len(teachers_of(spec.exchange.topology, r, spec.replicas.count)) for r in everyone), default=0)
-    teachers = 0 if spec.averages else peers
+    model = model_of(recipe)
+    teachers = [] if spec.averages else [peer for peer, _ in heard]
     snapshot = bytes_published(model, spec.exchange.precision)
+    received = len(heard) * snapshot
+    if spec.recipes:
+        received = sum(bytes_published(model_of(open_recipe(its)), spec.exchange.precision) for _, its in heard)
     costs = costs_of(spec, recipe, teachers)
     form = form_of(spec.exchange.currency, spec.method, recipe.classes, tuple(recipe.example(1).y.shape[1:]))
     table_bytes = 0
-    if form is not None and everyone:
-        peers = max(len(all_teachers_of(spec.exchange.topology, r, spec.replicas.count)) for r in everyone)
+    if form is not None and exchanges_of(spec):
+        peers = len(all_teachers_of(spec.exchange.topology, replica, spec.replicas.count))
         snapshot = spec.exchange.interval_steps * spec.training.batch_size * form.sent_bytes
+        received = peers * snapshot
         table_bytes = peers * samples_seen(spec) * form.row_bytes
     if isinstance(spec.method, KnowledgeDistillation) and spec.method.cache_predictions:
         table_bytes = cached_bytes(spec, recipe)
     micros = spec.replicas.ranks * spec.training.accumulate
     memory = max(
-        memories(spec, list(costs.values()), table_bytes, snapshot if everyone else 0), key=lambda one: one.total
+        memories(spec, list(costs.values()), table_bytes, snapshot if exchanges_of(spec) else 0),
+        key=lambda one: one.total,
     )
     return {
         "recipe": spec.recipe.kind,
@@ -97,9 +121,9 @@ def describe(spec: JobSpec) -> dict[str, Any]:
         "unit": recipe.unit,
         "units_per_sample": recipe.units_per_sample,
         "taps": {name: list(tap.shape[1:]) for name, tap in as_outputs(model(example_of(recipe, 2))).items()},
-        "teachers_per_replica": teachers,
+        "teachers_per_replica": len(teachers),
         "bytes_per_snapshot": snapshot,
-        "bytes_received_per_exchange": peers * snapshot,
+        "bytes_received_per_exchange": received,
         "gradient_bytes_per_step": all_reduce_bytes(costs[TRAIN].gradients_bytes, spec.replicas.ranks),
         "forward_flops_per_sample": forward_flops(model, recipe.example(1)),
         "phases": {
@@ -115,13 +139,22 @@ def describe(spec: JobSpec) -> dict[str, Any]:
     }
 
 
-def costs_of(spec: JobSpec, recipe: Recipe, peers: int) -> dict[str, PhaseCost]:
-    """What each phase takes of the first rank of the first replica, with so many peers heard."""
+def model_of(recipe: Recipe) -> nn.Module:
+    """The model of a recipe, on the meta device."""
+    with torch.device("meta"):
+        model = recipe.build_model()
+    return model.to("meta")  # what was put elsewhere by name
+
+
+def costs_of(spec: JobSpec, recipe: Recipe, peers: Sequence[int]) -> dict[str, PhaseCost]:
+    """What each phase of a replica of `recipe` takes of its first rank, with these peers heard."""
     samples = spec.training.batch_size // spec.replicas.ranks // spec.training.accumulate
     finished: dict[str, Learner] = {}
     costs: dict[str, PhaseCost] = {}
     for phase in plan(spec, recipe, Replica(0, spec.replicas.count, spec.seed, 0, spec.replicas.ranks)):
-        costs[phase.name], finished[phase.name] = cost_of(phase, finished, recipe.example(samples), peers)
+        others = [phase_of(spec, peer, phase.name) for peer in peers] if spec.recipes else []
+        cost, finished[phase.name] = cost_of(phase, finished, recipe.example(samples), len(peers), others)
+        costs[phase.name] = cost
     return costs
 
 

@@ -140,7 +140,7 @@ def join(
     peers = JoinedPeers(
         mailbox,
         bare,
-        build or (lambda: copy.deepcopy(bare)),
+        lambda peer: copy.deepcopy(bare) if build is None else build(),
         lambda module, batch: as_outputs((forward or show)(module, batch)),
         start_together_s=start_together_s,
         pull=pull,

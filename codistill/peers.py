@@ -46,6 +46,7 @@ class Pull:
 class PeerTeachers(Teacher):
     """A module for each peer that is heard, its parameters mapped onto the newest snapshot of that peer.
 
+    `build` makes one for a peer; unless models are `mixed`, it fits every other peer as well.
     With several ranks, all call every method, at the same steps.
     """
 
@@ -53,14 +54,16 @@ class PeerTeachers(Teacher):
         self,
         mailbox: MailboxLike[nn.Module],
         model: nn.Module,
-        build: Callable[[], nn.Module],
+        build: Callable[[int], nn.Module],
         forward: Forward,
         *,
+        mixed: bool = False,
         start_together_s: float = 0.0,
         pull: Pull = Pull(),
         on_close: Callable[[int | None], None] = lambda finished_at: None,
     ) -> None:
         self._mailbox, self._model, self._build, self._forward = mailbox, model, build, forward
+        self._mixed = mixed
         self._start_together_s, self._pull, self._on_close = start_together_s, pull, on_close
         self.steps_done = 0
         self._modules: dict[int, nn.Module] = {}
@@ -83,16 +86,20 @@ class PeerTeachers(Teacher):
             peer = held.header.id.replica
             is_fresh = peer not in self._modules
             if is_fresh:
-                self._modules[peer] = self._free_module(heard)
+                self._modules[peer] = self._free_module(peer, heard)
             if held.is_new or is_fresh:
                 hold(self._modules[peer], held.arrays)
 
-    def _free_module(self, heard: Container[int]) -> nn.Module:
-        """That of a peer who is not heard now, which lets go of its snapshot; a new one when there is none."""
-        for peer in self._modules:
-            if peer not in heard:
-                return self._modules.pop(peer)
-        return self._build().eval().requires_grad_(False)
+    def _free_module(self, peer: int, heard: Container[int]) -> nn.Module:
+        """For `peer`: that of one who is not heard now, which lets go of its snapshot; a new one when there is none, or
+        when that would not fit."""
+        for other in self._modules:
+            if other not in heard:
+                free = self._modules.pop(other)
+                if not self._mixed:
+                    return free
+                break
+        return self._build(peer).eval().requires_grad_(False)
 
     def outputs(self, batch: Any) -> Sequence[Outputs]:
         """What each peer present says of the batch, without gradient; empty when nobody is there."""

@@ -17,6 +17,7 @@ from codistill.spec import JobSpec
 
 _SAME_STEP = {
     "recipe": True,
+    "recipes": True,
     "method": {"kind", "teacher", "cache_predictions", "scheme", "stage", "teacher_stage"},
     "replicas": True,
     "exchange": {"topology", "interval_steps", "currency", "mode", "transport"},
@@ -117,7 +118,7 @@ def estimate(
         "steps": steps,
         "exchanges": exchanges,
         "bytes_per_exchange": received,
-        "bytes_received": None if received is None else received * exchanges * spec.replicas.count,
+        "bytes_received": None if received is None else exchanges * _received_by_all(spec, known),
         "controls_steps": len(spec.controls) * spec.training.steps,
         "speeds": [_speed(spec, steps, known, on, runs) for on, runs in _by_hardware(past).items()],
         "unknown": unknown,
@@ -132,6 +133,12 @@ def node_bytes(spec: JobSpec, memory: Mapping[str, int]) -> int | None:
         return None
     held = memory.get("outgoing", 0) if spec.on_cuda else memory["total"]
     return PROCESS_BYTES + held + sum(memory.get(part, 0) for part in _SAVED)
+
+
+def _received_by_all(spec: JobSpec, facts: Mapping[str, Any]) -> int:
+    """Bytes in one exchange."""
+    each: Sequence[Mapping[str, int]] = facts.get("replicas") or [facts] * spec.replicas.count
+    return sum(one["bytes_received_per_exchange"] for one in each)
 
 
 def exchanges_of(spec: JobSpec, steps_done: int = 0) -> int:

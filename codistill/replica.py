@@ -101,7 +101,7 @@ def replica_turns(
             ),
         )
         me = SnapshotId(index, fence, incarnation, 0)
-        own_spec = spec_of(run, spec, index, arm)
+        own_spec = spec_of(run, spec.for_replica(index), index, arm)
         return (yield from ReplicaTraining(run, own_spec, me, telemetry, outside, name=name).run_phases())
     except BaseException as failure:
         if not isinstance(failure, GeneratorExit):

@@ -41,12 +41,17 @@ class Peers:
 
     def open(self, opening: Opening) -> PeerTeachers:
         shown = opening.learner[self.part]
+
+        def build(peer: int) -> nn.Module:
+            return opening.build_part(self.part, peer)
+
         return PeerTeachers(
-            opening.open_mailbox(shown, self.publish),
+            opening.open_mailbox(shown, self.publish, build if opening.mixed else None),
             shown,
-            lambda: opening.build_part(self.part),
+            build,
             lambda module, batch: as_outputs(module(batch.views[self.view])),
             start_together_s=opening.start_together_s,
+            mixed=opening.mixed,
         )
 
 

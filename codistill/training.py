@@ -30,7 +30,7 @@ from codistill.exchange.weights import OfWeights
 from codistill.export import write_export
 from codistill.loop import Surroundings, train_phase
 from codistill.memory import MemoryGauge, process_bytes
-from codistill.methods import plan
+from codistill.methods import phase_of, plan
 from codistill.notebook import Notebook
 from codistill.numerics import Numerics, hardware_of
 from codistill.phase import Artifacts, Learner, Phase, Replica
@@ -199,11 +199,14 @@ class ReplicaTraining:
             finished=self.finished,
             storage=self.run.storage,
             place=self._place,
-            build_part=lambda part: self._build_part(phase, part),
-            open_mailbox=lambda shown, rule: self._open_mailbox(OfWeights(shown, self.spec.exchange.precision), rule),
+            build_part=lambda part, replica: self._build_part(phase, part, replica),
+            open_mailbox=lambda shown, rule, of_peer: self._open_mailbox(
+                OfWeights(shown, self.spec.exchange.precision, of_peer=of_peer), rule
+            ),
             open_predictions=lambda form, rule: self._open_mailbox(OfPredictions(form), rule),
             start_together_s=self.spec.exchange.start_together_s,
             ranks=self.ranks,
+            mixed=bool(self.spec.recipes),
         )
         for source in phase.teachers:
             work.teachers[source.name] = source.open(opening)
@@ -230,7 +233,9 @@ class ReplicaTraining:
             timeout_s=self.spec.limits.lockstep_timeout_s,
         )
 
-    def _build_part(self, phase: Phase, part: str) -> nn.Module:
+    def _build_part(self, phase: Phase, part: str, replica: int) -> nn.Module:
+        if self.spec.recipes and replica != self.me.replica:
+            phase = phase_of(self.spec, replica, phase.name)
         return self._place(phase.learner(Artifacts(self.finished))[part])
 
     def _place(self, module: nn.Module) -> nn.Module:

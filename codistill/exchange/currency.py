@@ -20,8 +20,8 @@ class Currency(Protocol[Shown]):
         alone otherwise."""
         ...
 
-    def gate(self) -> Gate:
-        """A new gate, for the snapshots of one replica."""
+    def gate(self, peer: int | None = None) -> Gate:
+        """A new gate, for the snapshots of a peer, or of this replica itself."""
         ...
 
     def arrays(self, shown: Shown, ranks: Ranks, into: Arrays | None = None) -> Arrays:

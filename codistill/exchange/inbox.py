@@ -44,7 +44,7 @@ class Inbox:
         self._counters, self._should_stop = counters, should_stop
         self._leads = ranks.leads
         size = EACH_KEPT + 1 if currency.every else 1 if ranks.count == 1 else HELD_BY_RANKS
-        self.shelves = {peer: Shelf(currency.gate(), size, currency.every) for peer in settings.teachers}
+        self.shelves = {peer: Shelf(currency.gate(peer), size, currency.every) for peer in settings.teachers}
         self.turn = Turn(settings.teachers_in(0))
         self.reports: Mapping[int, PeerReport] = {}
         self.step = 0

@@ -33,7 +33,7 @@ class OfPredictions:
     form: Form
     every: bool = True
 
-    def gate(self) -> Gate:
+    def gate(self, peer: int | None = None) -> Gate:
         measures = Measures(schema=schema_of_stream, norm=lambda arrays: soundness(self.form, arrays))
         return Gate(_digest(arrow_schema(self.form)), measures)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,16 +18,23 @@ from codistill.spec import TravelPrecision
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+OfPeer = Callable[[int], nn.Module]
+"""Builds a module like the one that a peer shows."""
+
+
 @dataclass(frozen=True)
 class OfWeights:
-    """The currency of weights (see `Currency`): what is shown are modules like `module`."""
+    """The currency of weights (see `Currency`): what is shown are modules like `module`, and what is heard too unless
+    `of_peer` builds others."""
 
     module: nn.Module
     precision: TravelPrecision = "fp32"
     every: bool = False
+    of_peer: OfPeer | None = None
 
-    def gate(self) -> Gate:
-        return Gate(schema_of(published(self.module, self.precision)))
+    def gate(self, peer: int | None = None) -> Gate:
+        module = self.module if peer is None or self.of_peer is None else self.of_peer(peer)
+        return Gate(schema_of(published(module, self.precision)))
 
     def arrays(self, shown: nn.Module, ranks: Ranks, into: Arrays | None = None) -> Arrays:
         ranks.average_buffers([shown])

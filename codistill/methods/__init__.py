@@ -23,7 +23,7 @@ from codistill.methods import (
     solo,
 )
 from codistill.phase import Phase, Replica
-from codistill.recipes import Recipe
+from codistill.recipes import Recipe, open_recipe
 from codistill.spec import (
     Afd,
     BeYourOwnTeacher,
@@ -42,6 +42,13 @@ from codistill.spec import (
     One,
     Solo,
 )
+
+
+def phase_of(spec: JobSpec, replica: int, name: str) -> Phase:
+    """The phase of that name of another replica, as that goes through it."""
+    its = spec.for_replica(replica)
+    phases = plan(its, open_recipe(its), Replica(replica, spec.replicas.count, spec.seed))
+    return next(phase for phase in phases if phase.name == name)
 
 
 def plan(spec: JobSpec, recipe: Recipe, replica: Replica) -> Sequence[Phase]:

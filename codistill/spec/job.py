@@ -23,6 +23,7 @@ from codistill.spec.methods import (
     SameSet,
     Solo,
 )
+from codistill.spec.mixed import why_not_mixed
 from codistill.spec.offers import why_not_offered
 from codistill.spec.offline import KnowledgeDistillation, steps_before
 from codistill.spec.recipes import Digits, Installed, Recipe
@@ -58,6 +59,9 @@ class JobSpec(Spec):
     """Of jobs that wait in a service, those of higher priority are admitted first; elsewhere nobody waits."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     recipe: Recipe = Digits()
+    recipes: tuple[Recipe, ...] = Field(default=(), max_length=16)
+    """One for each replica, where they train different models of one data set, e.g. a large one that teaches a small
+    one. Left out, all train `recipe`; given, `recipe` is the first of them, and may be left out."""
     method: Method = Codistillation()
     controls: tuple[Control, ...] = Field(default=(), max_length=2)
     """Arms that the job trains as well, once its own replicas have ended well, with the same resources. Replica i of a
@@ -71,16 +75,25 @@ class JobSpec(Spec):
     limits: Limits = Limits()
 
     @model_validator(mode="after")
+    def _recipe_is_the_first(self) -> JobSpec:
+        if self.recipes and "recipe" not in self.model_fields_set:
+            object.__setattr__(self, "recipe", self.recipes[0])  # it is still being made
+        return self
+
+    @model_validator(mode="after")
     def _parts_agree(self) -> JobSpec:
         if isinstance(self.method, Codistillation) and self.replicas.count < 2:
             raise ValueError(
                 "method 'codistillation' needs at least 2 replicas, replicas.count is 1;"
                 " raise it, or use method.kind = 'solo'"
             )
-        if (problem := why_not_offered(self.method, self.recipe)) is not None:
-            raise ValueError(problem)
+        for recipe in self.recipes or (self.recipe,):
+            if (problem := why_not_offered(self.method, recipe)) is not None:
+                raise ValueError(problem)
         if self.exchanges and (problem := misfit(self.exchange.topology, self.replicas.count)) is not None:
             raise ValueError(f"exchange.{problem}")
+        if self.recipes and (problem := why_not_mixed(self.recipes, self.recipe, self.replicas.count)) is not None:
+            raise ValueError(problem)
         if isinstance(self.method, Codistillation) and isinstance(self.exchange.currency, Predictions):
             problem = why_not_joined(self.exchange.currency, self.exchange, self.method, self.recipe, self.data)
             if problem is not None:
@@ -91,6 +104,11 @@ class JobSpec(Spec):
         for control in self.controls:
             if self.controls.count(control) > 1:
                 raise ValueError(f"controls names '{control}' twice; each control is trained once")
+        if self.averages and self.recipes:
+            raise ValueError(
+                f"recipes gives replicas models of their own, and method '{self.method.kind}' makes one of them, their"
+                " mean; leave recipes out, or use method.kind = 'codistillation'"
+            )
         if isinstance(self.method, LocalSgd | DiLoCo):
             problem = why_not_averaged(self.method, self.exchange, self.training, self.replicas.count)
             if problem is not None:
@@ -169,6 +187,10 @@ class JobSpec(Spec):
     def arms(self) -> tuple[Arm, ...]:
         """All that the job trains, in this order: its own replicas, then each control."""
         return ("replica", *self.controls)
+
+    def for_replica(self, index: int) -> JobSpec:
+        """The same, with what replica `index` trains as `recipe`."""
+        return self.model_copy(update={"recipe": self.recipes[index]}) if self.recipes else self
 
     def for_arm(self, arm: Arm, *, epsilon: float | None = None) -> JobSpec:
         """What a replica of `arm` trains: this spec, or the same with the control's method and without controls.

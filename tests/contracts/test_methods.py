@@ -31,7 +31,7 @@ from codistill.spec import JobSpec, Method
 from codistill.teachers import FrozenTeacher
 from tests.datasets import write_images
 from tests.processes import fork_server
-from tests.support import final_weights, fingerprint, new_run, run_in_turns, small_spec
+from tests.support import final_weights, fingerprint, merge, new_run, run_in_turns, small_spec
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Case:
     exchange: Mapping[str, Any] = field(default_factory=dict[str, Any])
     on_ranks: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Settings under which several ranks are one process, where in others they are not."""
+    mixed: bool = False
+    """Whether replica 1 trains a wider model."""
 
 
 BRANCHES_OFF = {"label_weight": 0.0, "weight": 0.0}
@@ -59,6 +61,9 @@ CASES = {
         {"weight": 0.0},
         replicas=2,
         exchange={"currency": {"kind": "predictions"}},
+    ),
+    "codistillation, mixed": Case(
+        {"kind": "codistillation", "burn_in_steps": 3}, {"weight": 0.0}, replicas=2, mixed=True
     ),
     "knowledge_distillation": Case(
         {"kind": "knowledge_distillation", "teacher": {"kind": "trained_first", "steps": 8}},
@@ -137,8 +142,13 @@ def job(storage: Path, name: str, recipe: Mapping[str, Any], **method: Any) -> R
         method={**case.method, **method},
         replicas={"count": case.replicas},
         exchange=case.exchange,
+        recipes=[recipe, wider(recipe)] if case.mixed else [],
     )
     return new_run(storage, spec)
+
+
+def wider(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return merge(recipe, {"model": {"width": 12}} if "model" in recipe else {"width": 6})
 
 
 @pytest.fixture

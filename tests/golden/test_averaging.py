@@ -62,9 +62,9 @@ def opened(hub: Hub, rule: Averaging, learner: nn.ModuleDict) -> Any:
             learner=learner,
             finished={},
             storage=Path(),
-            build_part=lambda part: learner[part],
+            build_part=lambda part, replica: learner[part],
             place=lambda module: module,
-            open_mailbox=lambda shown, when: mailbox(hub, when, rule.replica, shown),
+            open_mailbox=lambda shown, when, of_peer: mailbox(hub, when, rule.replica, shown),
             open_predictions=lambda form, when: pytest.fail("it is weights that are averaged"),
         )
     )

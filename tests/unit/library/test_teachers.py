@@ -190,7 +190,7 @@ def test_modules_of_peers_no_longer_heard_show_others() -> None:
 
     built: list[nn.Module] = []
 
-    def build() -> nn.Module:
+    def build(peer: int) -> nn.Module:
         built.append(linear(0.0))
         return built[-1]
 
