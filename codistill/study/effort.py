@@ -70,14 +70,3 @@ def ratios(efforts: Mapping[str, Effort], baseline: str) -> dict[str, Ratio]:
     """Of each arm."""
     base = efforts[baseline]
     return {arm: Ratio(arm, one.units / base.units, one.flops / base.flops) for arm, one in efforts.items()}
-
-
-def why_unfair(found: Mapping[str, Ratio], baseline: str) -> str | None:
-    """What to say of a study whose arms are not given the same; None when they are."""
-    unequal = [str(one) for one in found.values() if not one.is_equal]
-    if not unequal:
-        return None
-    return (
-        f"arms are not given what '{baseline}' is ({'; '.join(unequal)}); give them as much (training.steps,"
-        " replicas.count), or set unequal = 'name', which says so beside the figures"
-    )

@@ -101,7 +101,9 @@ def report_of(
     for trial in sorted(standing, key=lambda trial: names.index(trial.arm)):
         arms.setdefault(trial.arm, []).append(RunDir(storage, trial.job_id))
     if baseline not in arms:
-        raise NothingToCompare(f"no job of the baseline '{baseline}' has ended well yet; train it first")
+        raise NothingToCompare(
+            f"no job of the baseline '{baseline}' has ended well yet; wait for it, or name another baseline"
+        )
     comparison = compare(arms, baseline=baseline, ensemble_of=[arm for arm in ensemble_of if arm in arms])
     specs = {arm: next(trial.spec for trial in standing if trial.arm == arm) for arm in arms}
     known = {arm: facts(specs[arm]) for arm in arms}

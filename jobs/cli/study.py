@@ -75,7 +75,8 @@ class _Facts:
     def __call__(self, spec: JobSpec) -> Mapping[str, Any]:
         found = self._describer.facts(spec, FACTS_LIMIT_S)
         if isinstance(found, str):
-            raise CommandError(f"{spec.name}: what it takes cannot be told: {found}", Exit.UNAVAILABLE)
+            message = f"what {spec.name} takes cannot be told: {found}; try codistill validate --facts"
+            raise CommandError(message, Exit.UNAVAILABLE)
         return found
 
     def close(self) -> None:
@@ -84,17 +85,19 @@ class _Facts:
 
 def _be_fair(asked: Study, trials: list[Trial], facts: _Facts) -> None:
     """Raise `CommandError` for arms that are not given the same, unless the study says that it knows."""
-    from codistill.study.effort import effort_of, ratios, why_unfair
+    from codistill.study.effort import effort_of, ratios
 
     firsts = {trial.arm: trial.spec for trial in reversed(trials)}
     found = ratios({arm: effort_of(spec, facts(spec)) for arm, spec in firsts.items()}, asked.set_against)
-    problem = why_unfair(found, asked.set_against)
-    if problem is not None and asked.unequal == "refuse":
-        raise CommandError(problem, Exit.USAGE)
-    if problem is not None:
-        for one in found.values():
-            if not one.is_equal:
-                say(f"not given what {asked.set_against} is: {one}")
+    unequal = [one for one in found.values() if not one.is_equal]
+    if unequal and asked.unequal == "refuse":
+        raise CommandError(
+            f"arms are not given what '{asked.set_against}' is ({'; '.join(map(str, unequal))}); give them as much"
+            " (training.steps, replicas.count), or set unequal = 'name', which says so beside the figures",
+            Exit.USAGE,
+        )
+    for one in unequal:
+        say(f"not given what {asked.set_against} is: {one}")
 
 
 def _submitted(trials: list[Trial], url: str | None) -> int:

@@ -53,7 +53,7 @@ def study_routes(backend: Backend) -> APIRouter:
         arms = list(dict.fromkeys(trial.arm for trial, _ in trials))
         against = baseline or ("solo" if "solo" in arms else arms[0])
         if against not in arms:
-            detail = f"there is no arm '{against}' in it; arms are {', '.join(arms)}"
+            detail = f"there is no arm '{against}' in it; choose one of {', '.join(arms)}"
             raise ApiProblem(422, "bad_parameter", detail)
         report = reports.of(name, trials, against)
         jobs = [

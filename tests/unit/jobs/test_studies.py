@@ -126,7 +126,7 @@ def test_nobody_sees_the_study_of_another(service: Offering) -> None:
 def test_an_arm_that_is_not_there_is_refused_by_name(service: Offering) -> None:
     service.submit(trials_of(parse_study(STUDY))[0])
     refused = service.ask("studies/tiny?baseline=duo", status=422)
-    assert refused["detail"] == "there is no arm 'duo' in it; arms are solo"
+    assert refused["detail"] == "there is no arm 'duo' in it; choose one of solo"
 
 
 def test_labels_that_make_no_study_are_left_alone(service: Offering) -> None:
