@@ -31,6 +31,8 @@ ENVIRONMENT = {
 }
 UNUSED_CALLBACKS = {"PlacementGroupCleanerCallback", "DatasetsCallback"}
 REPLY_TIMEOUT_S = 2.0
+MOST_LETTERS = 1000
+"""Of an error that training raised, in the reason of a job."""
 RANK_TIMEOUT_S = 600
 """Longest wait of a rank for another that hangs; one that dies is noticed at once."""
 
@@ -208,4 +210,5 @@ def sentence_of(error: BaseException) -> str:
 
 def _named(error: BaseException) -> str:
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    text = text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]} ... (the whole of it is in the replica's log)"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from jobs import head as heads
+from jobs import processes
 from jobs.callers import Scope
 from jobs.client import Client, ServiceRefused
 from jobs.token_file import add_token
@@ -55,6 +60,9 @@ def test_a_service_beside_a_cluster_goes_and_the_cluster_stays(tmp_path: Path) -
             stranger.every()
         with Client(f"http://127.0.0.1:{port}", token=token) as client:
             assert client.every() == []
+            slow_senders_hold_up_nobody(client, port)
+            who_asks_too_often_is_told_when_to_come_back(client)
+        the_secret_is_nowhere(token[-43:], head, process.pid, tmp_path)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, log.read_text()
         assert heads.port_is_free(port)
@@ -63,3 +71,48 @@ def test_a_service_beside_a_cluster_goes_and_the_cluster_stays(tmp_path: Path) -
         process.kill()
         process.wait()
         assert heads.end(tmp_path / "cluster", head) > 0
+
+
+def slow_senders_hold_up_nobody(client: Client, port: int) -> None:
+    """200 connections, each with a request that never ends."""
+    slow = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(200)]
+    try:
+        for number, one in enumerate(slow):
+            length = f"Content-Length: {number + 9}\r\n\r\n{{" if number % 2 else "X-Slow: "
+            one.sendall(f"POST /api/v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\n{length}".encode())
+        took: list[float] = []
+        for _ in range(20):
+            began = time.monotonic()
+            client.version()
+            took.append(time.monotonic() - began)
+        assert max(took) < 2.0, took
+    finally:
+        for one in slow:
+            one.close()
+
+
+def who_asks_too_often_is_told_when_to_come_back(client: Client) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(client.version) for _ in range(200)]
+    refused = [error for one in asked if (error := one.exception()) is not None]
+    assert refused
+    for error in refused:
+        assert isinstance(error, ServiceRefused)
+        assert (error.status, error.code) == (429, "too_many_requests")
+        assert error.retry_after_s is not None
+        assert error.retry_after_s >= 1
+
+
+def the_secret_is_nowhere(secret: str, head: heads.Head, serving: int, place: Path) -> None:
+    """Of a token in use: not in the store, the logs or Ray's own files, nor in any process' words or environment."""
+    pids = {process.pid for process in processes.belonging(processes.snapshot(head.head_id))} | {serving}
+    assert len(pids) > 5
+    sources = [Path(f"/proc/{pid}/{name}") for pid in pids for name in ("environ", "cmdline")]
+    sources += [path for root in (place, Path(head.temp_dir)) for path in root.rglob("*") if path.is_file()]
+    looked_at = 0
+    for path in sources:
+        with contextlib.suppress(OSError):  # a process that has just ended
+            content = path.read_bytes()
+            looked_at += bool(content)
+            assert secret.encode() not in content, path
+    assert looked_at > len(pids)

@@ -40,6 +40,13 @@ def test_ray_keeps_free_what_the_estimate_said(
     assert replica._train_run.bundle == bundle
 
 
+def test_a_long_error_is_cut() -> None:
+    assert sentence_of(ControllerError(RuntimeError("x" * 1000))).endswith("RuntimeError: " + "x" * 1000)
+    told = sentence_of(ControllerError(RuntimeError("x" * 10**6)))
+    assert 1000 < len(told) < 1200
+    assert told.endswith("x ... (the whole of it is in the replica's log)")
+
+
 @pytest.mark.parametrize(
     ("error", "death", "says"),
     [

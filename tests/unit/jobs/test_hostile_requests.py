@@ -15,7 +15,7 @@ import pytest
 
 from codistill.run_dir import RunDir
 from codistill.spec import JobSpec
-from codistill.spec_errors import MAX_SPEC_BYTES, SpecError
+from codistill.spec_errors import MAX_SPEC_BYTES, SpecError, parse_spec
 from codistill.spec_files import load_spec
 from tests.unit.jobs.test_api import JSON, PAIR, Service, problem
 
@@ -199,3 +199,38 @@ def test_aliases_of_yaml_are_refused_before_they_stand_for_anything(tmp_path: Pa
         with pytest.raises(SpecError, match="alias"):
             load_spec(tmp_path / "spec.yaml")
         assert time.process_time() - began < 1.0
+
+
+# ---------------------------------------------------------------- jobs that are too large
+
+
+@pytest.mark.parametrize(
+    ("path", "most", "more"),
+    [
+        ("replicas.count", 16, 17),
+        ("replicas.ranks", 64, 65),
+        ("replicas.cpus", 1024.0, 1024.5),
+        ("training.steps", 10**8, 10**8 + 1),
+        ("training.batch_size", 10**6, 10**6 + 1),
+        ("limits.max_runtime_s", 30 * 86_400.0, 30 * 86_400.0 + 1),
+        ("limits.max_attempts", 100, 101),
+        ("limits.max_failures", 1000, 1001),
+    ],
+)
+def test_sizes_have_limits(path: str, most: float, more: float) -> None:
+    """Of the schema itself, before anybody asks whether there is room."""
+    table, key = path.split(".")
+
+    def problems(value: float) -> list[str]:
+        try:
+            parse_spec({table: {key: value}})
+        except SpecError as error:
+            return [problem.path for problem in error.problems]
+        return []
+
+    assert path not in problems(most)
+    assert path in problems(more)
+
+
+def test_a_job_that_says_nothing_ends_after_a_day() -> None:
+    assert JobSpec().limits.max_runtime_s == 24 * 3600
