@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
+from codistill.exported import mismatch
 from codistill.methods import (
     afd,
     be_your_own_teacher,
@@ -45,9 +46,13 @@ from codistill.spec import (
 
 
 def phase_of(spec: JobSpec, replica: int, name: str) -> Phase:
-    """The phase of that name of another replica, as that goes through it."""
+    """The phase of that name of another replica, as that goes through it. Raises `ValueError` when its model is shown
+    other views, or knows other classes."""
     its = spec.for_replica(replica)
-    phases = plan(its, open_recipe(its), Replica(replica, spec.replicas.count, spec.seed))
+    recipe = open_recipe(its)
+    if (problem := mismatch(recipe, open_recipe(spec))) is not None:
+        raise ValueError(f"recipes.{replica}: the model {problem}")
+    phases = plan(its, recipe, Replica(replica, spec.replicas.count, spec.seed))
     return next(phase for phase in phases if phase.name == name)
 
 

@@ -10,10 +10,10 @@ not looked at. Then the whole student goes on from there with
 
     L = CE(y, p) + weight(step) * T^2 * KL(softmax(t / T), softmax(s / T))
 
-whose weight falls linearly to a quarter; the paper's second term has no T^2, and a weight of 4 that becomes 1.
-`one_stage`, as in later public code: L = CE(y, p) + weight * hint from the first step to the last. The paper's hint is
-a sum, with a factor 1/2. Where maps of u and v differ in height or width, they are averaged over areas down to the
-smaller. The regressor is not exported.
+whose weight falls linearly to a quarter. `one_stage`, as in later public code: L = CE(y, p) + weight * hint from the
+first step to the last. The paper's hint is a sum, with a factor 1/2, and its second term has no T^2: its weight of 4 at
+T = 3 is 0.44 here. Where maps of u and v differ in height or width, they are averaged over areas down to the smaller.
+The regressor is not exported.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def plan(spec: JobSpec, method: Hints, recipe: Recipe, replica: Replica) -> Sequ
             if found != u:
                 raise DataError(
                     f"the teacher gives {list(found)} after stage {teachers_at}, and the recipe that it is taken to be"
-                    f" of {list(u)}; set method.teacher_recipe to what it was trained with"
+                    f" of {list(u)}; tell what it was trained with by method.teacher_recipe"
                 )
         return cut(teacher(opening), method=method.kind)
 

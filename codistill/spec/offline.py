@@ -78,9 +78,8 @@ class TwoStage(Spec):
     kind: Literal["two_stage"] = "two_stage"
     hint_steps: int = Field(default=500, ge=0, le=100_000_000)
     """Steps of the phase `hint`; 0 leaves it out. Those of the second stage are `training.steps`."""
-    weight: float = Field(default=0.45, ge=0, le=1000)
-    """Factor of the distillation term in the second stage. The paper has 4, before a term without the factor T^2, 9 at
-    its temperature."""
+    weight: float = Field(default=0.44, ge=0, le=1000)
+    """Factor of the distillation term in the second stage: the paper's 4, of a term without T^2."""
     weight_schedule: WeightSchedule = Linear(final_factor=0.25)
     """Of that weight."""
     temperature: float = Field(default=3.0, gt=0, le=100)
@@ -90,8 +89,8 @@ class OneStage(Spec):
     """The hint beside the loss on the labels, all the time."""
 
     kind: Literal["one_stage"] = "one_stage"
-    weight: float = Field(default=100.0, ge=0, le=10_000)
-    """Factor of the hint; 0 gives the very run of `solo`."""
+    weight: float = Field(default=1.0, ge=0, le=10_000)
+    """Factor of the hint; 0 gives the very run of `solo`. Public code has 100, and BatchNorm behind its regressor."""
 
 
 class Hints(Spec):

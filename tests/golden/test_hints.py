@@ -43,7 +43,7 @@ def features(*values: float) -> dict[str, torch.Tensor]:
 
 
 def test_equal_features_give_no_hint_and_others_their_mean_squared_distance() -> None:
-    (update,) = phases_of(scheme=ONE_STAGE)[-1].updates
+    (update,) = phases_of(scheme={**ONE_STAGE, "weight": 100.0})[-1].updates
     for given, distance in (((1.0, 2.0, 3.0), 0.0), ((1.0, 4.0, 3.0), 4 / 3)):
         step = step_of(
             {"teacher": [features(*given)]}, net=Says(logits=S, stage0=[1.0, 2.0, 3.0]), regressor=nn.Identity()
@@ -59,7 +59,7 @@ def test_equal_features_give_no_hint_and_others_their_mean_squared_distance() ->
 def test_the_second_stage_is_knowledge_distillation_of_falling_weight() -> None:
     (update,) = phases_of(scheme={"kind": "two_stage", "temperature": 1.0, "weight": 4.0})[-1].updates
     step = step_of({"teacher": [features(0.0)]}, net=Says(logits=S))
-    for index, weight in ((0, 4.0), (6, 2.5), (12, 1.0)):
+    for index, weight in ((0, 0.44), (6, 0.275), (12, 0.11)):
         object.__setattr__(step, "index", index)
         assert update.loss(step).value.item() == pytest.approx(CE_S + weight * T_TO_S, abs=1e-6)
 
