@@ -54,7 +54,7 @@ def plan(spec: JobSpec, method: Hints, recipe: Recipe, replica: Replica) -> Sequ
             if found != u:
                 raise DataError(
                     f"the teacher gives {list(found)} after stage {teachers_at}, and the recipe that it is taken to be"
-                    f" of {list(u)}; tell what it was trained with by method.teacher_recipe"
+                    f" of {list(u)}; set method.teacher_recipe to what it was trained with"
                 )
         return cut(teacher(opening), method=method.kind)
 

@@ -57,7 +57,7 @@ def test_equal_features_give_no_hint_and_others_their_mean_squared_distance() ->
 
 
 def test_the_second_stage_is_knowledge_distillation_of_falling_weight() -> None:
-    (update,) = phases_of(scheme={"kind": "two_stage", "temperature": 1.0, "weight": 4.0})[-1].updates
+    (update,) = phases_of(scheme={"kind": "two_stage", "temperature": 1.0})[-1].updates
     step = step_of({"teacher": [features(0.0)]}, net=Says(logits=S))
     for index, weight in ((0, 0.44), (6, 0.275), (12, 0.11)):
         object.__setattr__(step, "index", index)
