@@ -127,5 +127,7 @@ def test_a_teacher_out_of_an_export_is_what_it_was_taken_for(tmp_path: Path) -> 
     run = new_run(tmp_path, taken, "student")
     run_in_turns(run)
     assert final_weights(run, 0)["head.weight"].shape == (10, 32)
-    with pytest.raises(DataError, match=r"gives \[8, 4, 4\] after stage 0, .* of \[4, 4, 4\]; set method\.teacher_recipe"):
+    with pytest.raises(
+        DataError, match=r"gives \[8, 4, 4\] after stage 0, .* of \[4, 4, 4\]; set method\.teacher_recipe"
+    ):
         run_in_turns(new_run(tmp_path, spec_of(teacher=teacher, scheme=scheme), "misled"))
