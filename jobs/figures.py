@@ -82,9 +82,11 @@ def service_figures(facts: Facts, room: Room, version: str) -> list[Metric]:
     gpu_s = CounterMetricFamily(
         "codistill_reserved_gpu_seconds", "GPU-seconds that jobs have reserved, by owner.", labels=["owner"]
     )
+    stored = Family("codistill_stored_bytes", "What jobs have left in the storage, by owner.", labels=["owner"])
     for usage in facts.usage:
         cpu_s.add_metric([usage.owner], usage.cpu_s)
         gpu_s.add_metric([usage.owner], usage.gpu_s)
+        stored.add_metric([usage.owner], usage.stored_bytes)
     found: list[Metric] = [
         info,
         jobs,
@@ -94,6 +96,7 @@ def service_figures(facts: Facts, room: Room, version: str) -> list[Metric]:
         causes,
         cpu_s,
         gpu_s,
+        stored,
         Family("codistill_manager_lease_held", "1 while some manager holds the lease.", float(facts.lease_held)),
         Family("codistill_manager_fence", "Of the lease; it rises when another manager takes over.", facts.lease_fence),
     ]

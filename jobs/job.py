@@ -80,6 +80,10 @@ class Job:
     """What it was said to take."""
     memory_bytes: int = 0
     """Of each bundle; 0 where it is not known."""
+    stored_bytes: int = 0
+    """What it has left in the storage, when that was last looked at."""
+    measured_at: float | None = None
+    """When that was; None: not yet."""
 
     @cached_property
     def spec(self) -> JobSpec:

@@ -37,6 +37,7 @@ from jobs.runner import Runner, RunnerError, submission_id
 from jobs.status import RESERVING, State
 from jobs.store import Store
 from jobs.store_terms import LostRace
+from jobs.stored import Measurer
 
 log = logging.getLogger("codistill.manager")
 
@@ -66,6 +67,7 @@ class Manager:
         self._stopped_at: dict[str, float] = {}
         self._leaks_checked_at = float("-inf")
         self._pruner = None if keep_days is None else Pruner(store, storage, keep_days, clock)
+        self._measurer = Measurer(store, storage, clock)
 
     def tick(self, lease: int) -> None:
         """One round. Raises `StoreError`; what one job runs into is logged and tried again in the next round."""
@@ -75,6 +77,7 @@ class Manager:
         if self._clock() - self._leaks_checked_at >= LEAK_CHECK_INTERVAL_S:
             self._stop_drivers_of_finished_jobs()
             self._leaks_checked_at = self._clock()
+        self._measurer.step()
         if self._pruner is not None:
             self._pruner.step()
 

@@ -97,7 +97,8 @@ class ApiDeployment:
         configure(self._settings.log_format)
         store, listen = Store.open(self._settings.store_url), self._settings.listen
         rules = DoorRules(needs_token=listen.needs_token, hosts=frozenset(listen.names))
-        quota = Quota() if listen.needs_token else Quota.alone()
+        stored = self._settings.stored_bytes_per_owner
+        quota = Quota(stored_bytes_per_owner=stored) if listen.needs_token else Quota.alone(stored_bytes=stored)
         storage, data, facts = Path(self._settings.storage), Path(self._settings.data_home), self._describer.facts
         disks = disks_of(self._settings)
         return build_api(Backend(store, storage, living_nodes, rules, quota, facts=facts, disks=disks, data_home=data))

@@ -43,3 +43,10 @@ class Settings:
     """From which on no job begins."""
     keep_days: float | None = None
     """How long ago a job may have ended before it is deleted; None: it stays."""
+    max_gb_per_owner: float | None = None
+    """How much an owner's jobs may have left in the storage for another to be taken; None: as much as there is room."""
+
+    @property
+    def stored_bytes_per_owner(self) -> int | None:
+        """The same in bytes."""
+        return None if self.max_gb_per_owner is None else round(1e9 * self.max_gb_per_owner)

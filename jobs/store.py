@@ -71,7 +71,7 @@ class Store:
     def submit(self, asked: Submission, quota: Quota = STANDARD) -> Job:
         """The same, for a caller; what the same key has brought about before is returned, whatever became of it.
 
-        Raises `KeyConflict`, `QueueFull`, and `ParentGone`.
+        Raises `KeyConflict`, `QueueFull`, `StorageTaken`, and `ParentGone`.
         """
         now, job_id = self._clock(), new_job_id(asked.spec.name)
         row: dict[str, Any] = {
@@ -249,6 +249,21 @@ class Store:
             compare_and_set(connection, job, {"priority": priority, "updated_at": now}, None)
             note(connection, by, "priority", job.id, now)
             return read_job(connection, job.id)
+
+    def due_for_measuring(self, before: float) -> str | None:
+        """The job whose part of the storage has gone longest without being looked at: never, or last before then while
+        it was not over, or last before its end. None when there is none."""
+        ended, at = JOBS.c.ended_at, JOBS.c.measured_at
+        stale = sa.case((ended.is_(None), at < before), else_=at < ended)
+        due = sa.select(JOBS.c.id).where(JOBS.c.fence > 0, at.is_(None) | stale)
+        with self._database.transaction() as connection:
+            return connection.execute(due.order_by(at.is_not(None), at, JOBS.c.seq).limit(1)).scalar_one_or_none()
+
+    def measured(self, job_id: str, stored_bytes: int) -> None:
+        """Note what a job has left in the storage. Not a change of the job."""
+        values = {"stored_bytes": stored_bytes, "measured_at": self._clock()}
+        with self._database.transaction(write=True) as connection:
+            connection.execute(sa.update(JOBS).where(JOBS.c.id == job_id).values(**values))
 
     def delete(self, job: Job, *, by: Caller, action: str = "delete") -> None:
         """Forget a job that has ended; the audit stays, and what it reserved. Raises `LostRace`, and `StillNeeded`."""

@@ -6,9 +6,20 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from codistill.words import size
 from jobs.job import Job, Reason, Transition
 from jobs.status import TERMINAL, State
-from jobs.store_terms import Filter, KeyConflict, LostRace, ParentGone, QueueFull, Quota, StillNeeded, Submission
+from jobs.store_terms import (
+    Filter,
+    KeyConflict,
+    LostRace,
+    ParentGone,
+    QueueFull,
+    Quota,
+    StillNeeded,
+    StorageTaken,
+    Submission,
+)
 from jobs.tables import IDEMPOTENCY, JOBS, LEASE, TRANSITIONS
 
 
@@ -24,12 +35,16 @@ def same_request(connection: sa.Connection, asked: Submission) -> Job | None:
 
 
 def check_room(connection: sa.Connection, owner: str, quota: Quota) -> None:
-    """Raise `QueueFull` where one more would be one too many."""
+    """Raise `QueueFull` where one more would be one too many, and `StorageTaken`."""
     waiting = sa.select(sa.func.count()).select_from(JOBS).where(JOBS.c.state == State.QUEUED.value)
     if connection.execute(waiting).scalar_one() >= quota.queued:
         raise QueueFull(f"{quota.queued:,} jobs wait already, which is as many as may")
     if connection.execute(waiting.where(JOBS.c.owner == owner)).scalar_one() >= quota.queued_per_owner:
         raise QueueFull(f"{quota.queued_per_owner:,} jobs of {owner} wait already, which is as many as may")
+    if (most := quota.stored_bytes_per_owner) is not None:
+        left = sa.select(sa.func.coalesce(sa.func.sum(JOBS.c.stored_bytes), 0)).where(JOBS.c.owner == owner)
+        if (stored := int(connection.execute(left).scalar_one())) >= most:
+            raise StorageTaken(f"jobs of {owner} have left {size(stored)} in the storage, and may leave {size(most)}")
 
 
 def hold(connection: sa.Connection, parent: str) -> None:
@@ -47,12 +62,13 @@ def check_not_needed(connection: sa.Connection, job_id: str) -> None:
     if children:
         raise StillNeeded(f"{children[0]} is to go on from it and has not begun")
     # A teacher is opened again in every attempt.
-    teacher = JOBS.c.spec["method", "teacher", "job"].as_string()
+    kind = JOBS.c.spec["method", "teacher", "kind"].as_string()
     going = [state.value for state in State if state not in TERMINAL]
-    query = sa.select(JOBS.c.id).where(JOBS.c.state.in_(going), teacher == job_id).order_by(JOBS.c.seq)
-    students = connection.execute(query).scalars().all()
-    if students:
-        raise StillNeeded(f"{students[0]} learns from it and has not ended")
+    query = sa.select(JOBS.c.id, JOBS.c.spec).where(JOBS.c.state.in_(going), kind.in_(["job", "ensemble"]))
+    for row in connection.execute(query.order_by(JOBS.c.seq)):
+        teacher = row.spec["method"]["teacher"]
+        if job_id in [one.get("job") for one in teacher.get("of", [teacher])]:
+            raise StillNeeded(f"{row.id} learns from it and has not ended")
 
 
 def any_integer(number: int) -> sa.ColumnElement[int]:

@@ -27,6 +27,10 @@ class StillNeeded(RuntimeError):
     """Another job is to go on from this one, or learns from it; the message names it."""
 
 
+class StorageTaken(RuntimeError):
+    """An owner's jobs have left as much in the storage as they may; the message says how much."""
+
+
 class QueueFull(RuntimeError):
     """As many jobs wait as may; the message says of whom."""
 
@@ -38,11 +42,13 @@ class Quota:
     queued: int = 1000
     queued_per_owner: int = 100
     """Less than all, so that no owner can shut the others out."""
+    stored_bytes_per_owner: int | None = None
+    """How much an owner's jobs may have left in the storage for another to be taken; None: as much as there is room."""
 
     @staticmethod
-    def alone(queued: int = 1000) -> Quota:
+    def alone(queued: int = 1000, stored_bytes: int | None = None) -> Quota:
         """Where there is one owner."""
-        return Quota(queued, queued_per_owner=queued)
+        return Quota(queued, queued_per_owner=queued, stored_bytes_per_owner=stored_bytes)
 
 
 @dataclass(frozen=True)

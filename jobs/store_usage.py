@@ -19,10 +19,12 @@ def read_usage(
 ) -> Sequence[Usage]:
     """Of each owner, or of `owner` alone, over jobs submitted in that time; by the names of owners."""
     both = sa.union_all(
-        sa.select(JOBS.c.owner, JOBS.c.created_at, *_seconds(now)).where(JOBS.c.started_at.is_not(None)),
-        sa.select(PAST_USAGE.c.owner, PAST_USAGE.c.created_at, PAST_USAGE.c.cpu_s, PAST_USAGE.c.gpu_s),
+        sa.select(JOBS.c.owner, JOBS.c.created_at, *_seconds(now), JOBS.c.stored_bytes).where(
+            JOBS.c.started_at.is_not(None)
+        ),
+        sa.select(PAST_USAGE.c.owner, PAST_USAGE.c.created_at, PAST_USAGE.c.cpu_s, PAST_USAGE.c.gpu_s, sa.literal(0)),
     ).subquery()
-    sums = (sa.func.count(), sa.func.sum(both.c.cpu_s), sa.func.sum(both.c.gpu_s))
+    sums = (sa.func.count(), sa.func.sum(both.c.cpu_s), sa.func.sum(both.c.gpu_s), sa.func.sum(both.c.stored_bytes))
     query = sa.select(both.c.owner, *sums).group_by(both.c.owner).order_by(both.c.owner)
     if owner is not None:
         query = query.where(both.c.owner == owner)
@@ -30,7 +32,8 @@ def read_usage(
         query = query.where(both.c.created_at >= created_from)
     if created_before is not None:
         query = query.where(both.c.created_at < created_before)
-    return [Usage(*row) for row in connection.execute(query)]
+    # PostgreSQL adds whole numbers up to decimals.
+    return [Usage(*row[:-1], stored_bytes=int(row[-1])) for row in connection.execute(query)]
 
 
 def keep_usage(connection: sa.Connection, job_id: str, now: float) -> None:

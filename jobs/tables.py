@@ -34,6 +34,8 @@ JOBS = sa.Table(
     sa.Column("likeness", sa.String(64)),
     sa.Column("estimate", sa.JSON(none_as_null=True)),
     sa.Column("memory_bytes", sa.BigInteger),
+    sa.Column("stored_bytes", sa.BigInteger),
+    sa.Column("measured_at", sa.Double),
 )
 TRANSITIONS = sa.Table(
     "transitions",

@@ -22,9 +22,12 @@ class Usage:
     """That have begun."""
     cpu_s: float
     gpu_s: float
+    stored_bytes: int = 0
+    """What those of them that are there have left in the storage, when that was last looked at."""
 
     def as_json(self) -> dict[str, Any]:
-        return {"owner": self.owner, "jobs": self.jobs, **hours(self.cpu_s, self.gpu_s)}
+        used = hours(self.cpu_s, self.gpu_s)
+        return {"owner": self.owner, "jobs": self.jobs, **used, "stored_bytes": self.stored_bytes}
 
 
 def hours(cpu_s: float, gpu_s: float) -> dict[str, float]:

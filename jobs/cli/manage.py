@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from codistill.words import size
 from jobs.cli.exits import CommandError, Exit
 from jobs.cli.output import Format, emit, emit_data, say, table
 from jobs.cli.service import JobId, Url, connect, since_when, why
@@ -68,15 +69,18 @@ def usage(
     output: Output = Format.TABLE,
     url: Url = None,
 ) -> int:
-    """CPU-hours and GPU-hours that jobs have reserved, by owner; deleted jobs count."""
+    """CPU-hours and GPU-hours that jobs have reserved, by owner, deleted jobs too; and what is left of them."""
     created_from = None if since is None else since_when(since, datetime.now(UTC))
     with connect(url) as client:
         found = client.usage(owner=owner, created_from=created_from)
     if output is not Format.TABLE:
         emit_data(found, output)
     elif found["items"]:
-        rows = [(i["owner"], i["jobs"], f"{i['cpu_hours']:.2f}", f"{i['gpu_hours']:.2f}") for i in found["items"]]
-        emit(table(("OWNER", "JOBS", "CPU-HOURS", "GPU-HOURS"), rows))
+        rows = [
+            (i["owner"], i["jobs"], f"{i['cpu_hours']:.2f}", f"{i['gpu_hours']:.2f}", size(i["stored_bytes"]))
+            for i in found["items"]
+        ]
+        emit(table(("OWNER", "JOBS", "CPU-HOURS", "GPU-HOURS", "STORED"), rows))
     else:
         say("no job has begun; codistill queue shows who waits")
     return Exit.DONE

@@ -55,6 +55,10 @@ def serve(
     max_disk_percent: Annotated[
         float, typer.Option(min=1, max=100, help="How full a disk may be for another job to begin")
     ] = STANDARD_PERCENT,
+    max_gb_per_owner: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="What jobs of an owner may have left for another to be taken [default: no limit]"),
+    ] = None,
     keep_days: Annotated[
         float | None,
         typer.Option(
@@ -72,7 +76,14 @@ def serve(
     directory = _prepare_storage(storage)
     listen = _listen(host, port, host_name or (), tokens=tokens)
     settings = Settings(
-        database_url(), str(directory), str(data_home()), listen, _log_format(), max_disk_percent, keep_days
+        database_url(),
+        str(directory),
+        str(data_home()),
+        listen,
+        _log_format(),
+        max_disk_percent,
+        keep_days,
+        max_gb_per_owner,
     )
     with heads.only_one(home()):
         _check_store(needs_token=listen.needs_token)

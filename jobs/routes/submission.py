@@ -24,7 +24,7 @@ from jobs.routes.backend import Backend, Reader, Writer
 from jobs.routes.pricing import price_of
 from jobs.status import TERMINAL, State
 from jobs.storage import check_storage
-from jobs.store_terms import KeyConflict, LostRace, ParentGone, QueueFull, StillNeeded, Submission
+from jobs.store_terms import KeyConflict, LostRace, ParentGone, QueueFull, StillNeeded, StorageTaken, Submission
 
 CANCEL_REASON = Reason("cancel_requested", "a user asked for it")
 QUEUE_RETRY_S = 10.0
@@ -139,6 +139,9 @@ def add(backend: Backend, asked: Submission) -> Job:
         raise ApiProblem(422, "idempotency_conflict", f"Idempotency-Key: {error}; send another key") from None
     except QueueFull as error:
         raise too_often(f"{error}; wait, or cancel one", QUEUE_RETRY_S, code="queue_full") from None
+    except StorageTaken as error:
+        detail = f"{error}; delete jobs that have ended: codistill delete JOB"
+        raise ApiProblem(403, "storage_quota", detail) from None
     except ParentGone as error:
         raise ApiProblem(404, "no_such_job", f"{error}; submit its spec as a new job") from None
 

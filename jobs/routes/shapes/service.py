@@ -49,13 +49,17 @@ class Room(BaseModel):
 class OwnersUsage(BaseModel):
     """What the jobs of an owner have reserved."""
 
-    model_config = example({"owner": "local", "jobs": 12, "cpu_hours": 48.5, "gpu_hours": 0.0})
+    model_config = example(
+        {"owner": "local", "jobs": 12, "cpu_hours": 48.5, "gpu_hours": 0.0, "stored_bytes": 7_300_000}
+    )
 
     owner: str
     jobs: int
     """That have begun."""
     cpu_hours: float
     gpu_hours: float
+    stored_bytes: int
+    """What they have left in the storage, when that was last looked at; of deleted ones nothing."""
 
 
 class Usages(BaseModel):
@@ -63,7 +67,7 @@ class Usages(BaseModel):
 
     model_config = example(
         {
-            "items": [{"owner": "local", "jobs": 12, "cpu_hours": 48.5, "gpu_hours": 0.0}],
+            "items": [{"owner": "local", "jobs": 12, "cpu_hours": 48.5, "gpu_hours": 0.0, "stored_bytes": 7_300_000}],
             "as_of": "2026-11-01T09:30:00.000Z",
         }
     )

@@ -105,8 +105,8 @@ def test_whoever_asks_sees_their_own_alone(store: Store, clock: Clock, tmp_path:
         name: store.accounts.create(name, scope, lifetime_s=None, by=LOCAL)[1]
         for name, scope in (("ann", Scope.READ), ("root", Scope.ADMIN))
     }
-    ann = {"owner": "ann", "jobs": 1, "cpu_hours": 2.0, "gpu_hours": 0.0}
-    bob = {"owner": "bob", "jobs": 1, "cpu_hours": 4.0, "gpu_hours": 1.0}
+    ann = {"owner": "ann", "jobs": 1, "cpu_hours": 2.0, "gpu_hours": 0.0, "stored_bytes": 0}
+    bob = {"owner": "bob", "jobs": 1, "cpu_hours": 4.0, "gpu_hours": 1.0, "stored_bytes": 0}
     with TestClient(app, "http://127.0.0.1") as http:
 
         def ask(who: str, path: str = "/api/v1/usage", **params: str) -> object:
