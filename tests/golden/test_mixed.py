@@ -102,7 +102,9 @@ def test_who_takes_turns_is_heard_in_its_own_form(tmp_path: Path, monkeypatch: p
 
     outputs = PeerTeachers.outputs
     monkeypatch.setattr(PeerTeachers, "outputs", noting)
-    spec = mixed_spec(4, 5, 6, exchange={"topology": {"kind": "rotating"}}, method={"burn_in_steps": 1})
+    recipes = [digits(width) | {"batch_norm": True} for width in (4, 5, 6)]  # buffers are copied, and must fit
+    turns = {"topology": {"kind": "rotating"}}
+    spec = mixed_spec(4, 5, 6, recipe=recipes[0], recipes=recipes, exchange=turns, method={"burn_in_steps": 1})
     run_in_turns(new_run(tmp_path, spec))
     assert widths == {0: 4, 1: 5, 2: 6}
 

@@ -31,7 +31,8 @@ def test_an_example_runs_to_its_export(tmp_path: Path, monkeypatch: pytest.Monke
     teaches = example["method"]["kind"] == "codistillation"
     few = {"evaluation_size": 8} if "evaluation_size" in example["recipe"] else {}
     few |= {"train_size": 100 if example["recipe"]["kind"] == "digits" else None}
-    short = {**SHORT, "recipe": few, **({"method": {"burn_in_steps": 2}} if teaches else {})}
+    recipes = [merge(recipe, few) for recipe in example["recipes"]]
+    short = {**SHORT, "recipe": few, "recipes": recipes, **({"method": {"burn_in_steps": 2}} if teaches else {})}
     if example["method"].get("teacher", {}).get("kind") == "trained_first":
         short |= {"method": {"teacher": {"steps": 4}}}
     if example["method"].get("scheme", {}).get("kind") == "two_stage":
