@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from codistill import combine, losses
-from codistill.spec import Divergence
+from codistill.spec import Divergence, LinearTarget, MinLogitTarget, NaiveTarget
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,19 @@ def _weights_and_shares(
     # Where nobody counts the mean is that of all, and its share 0.
     weights = torch.where(total > 0, trusted / total, 1 / teachers)
     return weights, total / heard.sum(0).clamp(min=1)
+
+
+def by_labels(target: NaiveTarget | LinearTarget | MinLogitTarget, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """What the logits [..., classes] of m networks become, by the labels [...]: logits of their size, without
+    gradient."""
+    with torch.no_grad():
+        match target:
+            case NaiveTarget():
+                return combine.naive(logits, labels)
+            case LinearTarget():
+                return combine.linear(logits, labels, per_place=target.per == "sample")
+            case MinLogitTarget():
+                return combine.min_logit(logits, labels)
 
 
 def advantage(

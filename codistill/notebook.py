@@ -69,16 +69,19 @@ class Notebook:
         beat.bytes_sent, beat.bytes_received = self.counters.bytes_sent, self.counters.bytes_received
         self._record(step, numbers | self.counters.as_metrics())
 
-    def survey(self, survey: Survey, step: int, learner: Learner, device: torch.device) -> None:
-        """Make a survey, each rank of its share of the batches, and write what it reports."""
+    def survey(self, survey: Survey, step: int, learner: Learner, device: torch.device) -> Mapping[str, float]:
+        """Make a survey, each rank of its share of the batches, and write what it reports. Returns the sums over all
+        ranks."""
         mine: dict[str, float] = {}
         for batch in islice(survey.batches(), self._ranks.rank, None, self._ranks.count):
             for key, value in survey.measure(learner, batch.to(device)).items():
                 mine[key] = mine.get(key, 0.0) + value
-        found = dict(survey.report(self._ranks.totals(mine)))
+        total = self._ranks.totals(mine)
+        found = dict(survey.report(total))
         self.results |= found
         self._record(step, found)
         log.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+        return total
 
     def flush(self) -> None:
         """Put on the disk what has been written so far."""

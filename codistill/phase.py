@@ -23,7 +23,7 @@ from codistill.teachers import TeacherSource
 
 Learner = nn.ModuleDict
 State = Mapping[str, Tensor]
-"""What adapts during a phase, changed only by `Phase.adapt`; checkpointed, equal on all ranks."""
+"""What adapts during a phase, changed only by `Phase.adapt` and `Survey.fold`; checkpointed, equal on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,9 @@ class Survey:
     """Sums over one batch, among them `count`; added up over all batches."""
     report: Callable[[Mapping[str, float]], Mapping[str, float]]
     """From the sums to what is logged."""
+    fold: Callable[[State, Mapping[str, float]], State] | None = None
+    """From the phase's state and the sums over all ranks to the next state. What it measures is then the learner as it
+    is trained, not its moving average."""
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,10 @@ class ReplicaTraining:
         if due:
             self._agree_on_buffers(work)
         for survey in due:
-            self.notebook.survey(survey, step_of_all, work.served, self.device)
+            measured = work.served if survey.fold is None else work.learner
+            total = self.notebook.survey(survey, step_of_all, measured, self.device)
+            if survey.fold is not None:
+                work.state = survey.fold(work.state, total)
         if last or step % training.checkpoint_interval_steps == 0:
             self._save(number, work)
 

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -41,10 +41,14 @@ class TrainingBatches:
     rank: int = 0
     ranks: int = 1
     names: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
+    """Further views, each `x` augmented by a random stream of its own."""
 
     def __call__(self, step: int) -> Batch:
         ids = self.order(step).chunk(self.ranks)[self.rank]
-        return self.split.read(ids, ("augment", self.seed, *self.names, step))
+        usual = self.split.read(ids, ("augment", self.seed, *self.names, step))
+        others = {v: self.split.read(ids, ("augment", self.seed, *self.names, v, step)).views["x"] for v in self.views}
+        return replace(usual, views={**usual.views, **others}) if others else usual
 
     def ids_until(self, steps: int) -> torch.Tensor:
         """All samples of the first `steps` batches, of all ranks, ascending."""
@@ -52,12 +56,14 @@ class TrainingBatches:
         return torch.cat([self.order(step) for step in range(min(steps, pass_steps))]).unique()
 
 
-def training_batches(split: Split, mode: DataMode, replica: Replica, batch_size: int, *names: str) -> TrainingBatches:
-    """What `replica` trains on, in batches of `batch_size` samples over all its ranks. With `names`, the same samples
-    in another order and augmented otherwise."""
+def training_batches(
+    split: Split, mode: DataMode, replica: Replica, batch_size: int, *names: str, views: tuple[str, ...] = ()
+) -> TrainingBatches:
+    """What `replica` trains on, in batches of `batch_size` samples over all its ranks, with so many more `views`. With
+    `names`, the same samples in another order and augmented otherwise."""
     who = replica
     order = order_of(mode, split.ids, batch_size, *names, replica=who.index, replicas=who.count, seed=who.seed)
-    return TrainingBatches(split, order, who.seed, who.rank, who.ranks, names)
+    return TrainingBatches(split, order, who.seed, who.rank, who.ranks, names, views)
 
 
 def read_ahead(batches: StepBatches, steps: range, loader: Loader, *, pin: bool = False) -> Iterator[Batch]:

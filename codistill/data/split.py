@@ -60,6 +60,26 @@ class TensorSplit:
         return Batch(ids=ids, y=self.y[rows], views=views)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some samples of a split."""
+
+    whole: Split
+    ids: Tensor
+
+    def read(self, ids: Tensor, stream: tuple[Name, ...] | None = None) -> Batch:
+        return self.whole.read(ids, stream)
+
+
+def held_out(split: Split, size: int) -> tuple[Part, Part]:
+    """What stays of a split when `size` of its samples are held out, and those; the same for every seed. Raises
+    `ValueError` when nothing would stay."""
+    if size >= len(split.ids):
+        raise ValueError(f"{size} samples are to be held out of {len(split.ids)}, which leaves none; hold out fewer")
+    out = draw_ids(split.ids, size, "held out")
+    return Part(split, split.ids[~torch.isin(split.ids, out)]), Part(split, out)
+
+
 def in_order(split: Split, batch_size: int = EVALUATION_BATCH_SIZE) -> Iterator[Batch]:
     """All samples of a split once, by ascending id, for evaluation."""
     return (split.read(ids) for ids in split.ids.split(batch_size))

@@ -16,6 +16,7 @@ from codistill.methods import (
     diloco,
     feature_fusion_learning,
     hints,
+    kdcl,
     knowledge_distillation,
     label_smoothing,
     local_sgd,
@@ -36,6 +37,7 @@ from codistill.spec import (
     FeatureFusionLearning,
     Hints,
     JobSpec,
+    Kdcl,
     KnowledgeDistillation,
     LabelSmoothing,
     LocalSgd,
@@ -74,6 +76,8 @@ def plan(spec: JobSpec, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
             return churn_reduction.plan(spec, method, recipe, replica)
         case DeepMutualLearning() as method:
             return deep_mutual_learning.plan(spec, method, recipe, replica)
+        case Kdcl() as method:
+            return kdcl.plan(spec, method, recipe, replica)
         case Afd() as method:
             return afd.plan(spec, method, recipe, replica)
         case BeYourOwnTeacher() as method:

@@ -10,6 +10,9 @@ off. Only replica i's own weights receive gradient. `method.divergence` offers o
 cross-entropy, `method.weight_schedule` lets the weight change from the burn-in on, and `method.harm_guard` lets peer j
 count exp(-d) where it is d nats worse than replica i on the batch, by the labels.
 
+`method.target` builds another target than the mean, from the peers and the student's own prediction: KDCL over stale
+peers (see `kdcl.py`), where z_i is detached in the target.
+
 With `exchange.currency` 'predictions' softmax(z_j') is what peer j predicted for the sample when it last trained on it.
 Then m counts the peers who have done so, sample by sample, and a sample of which nobody has spoken has no second term.
 Where it is known by draws, gradients are right in the mean, and so is the logged cross-entropy; the logged `kl` is not:
@@ -28,14 +31,14 @@ import torch
 from torch import Tensor
 
 from codistill import losses
-from codistill.divergence import advantage, guarded, pull
+from codistill.divergence import advantage, by_labels, guarded, pull
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.predictions import form_of
 from codistill.methods.common import one_phase
 from codistill.phase import Loss, Phase, Replica, Step
 from codistill.recipes import Recipe
 from codistill.schedules import open_schedule
-from codistill.spec import Codistillation, JobSpec
+from codistill.spec import Codistillation, JobSpec, MeanTarget
 from codistill.teachers import PeerPredictions, Peers, TeacherSource
 from codistill.topology import teachers_of
 
@@ -56,8 +59,12 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
         told = [peer["log_labels"] for peer in peers] if "log_labels" in peers[0] else None
         better = advantage(said, student["logits"], step.batch.y, present=present, log_labels=told)
         trust = guarded(better) if method.harm_guard else None
+        if isinstance(method.target, MeanTarget):
+            teachers, heard = said, present
+        else:
+            teachers, heard = [by_labels(method.target, everyone(student["logits"], said, present), step.batch.y)], None
         pulled = pull(
-            method.divergence, said, student["logits"], temperature=method.temperature, trust=trust, present=present
+            method.divergence, teachers, student["logits"], temperature=method.temperature, trust=trust, present=heard
         )
         weight = method.weight * factor(step.index - spec.burn_in_steps)
         stats = {
@@ -75,6 +82,17 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
         return Loss(task + weight * pulled.loss, stats, said=student)
 
     return one_phase(spec, recipe, replica, loss, teachers=[peers_of(spec, recipe, replica)])
+
+
+def everyone(own: Tensor, peers: Sequence[Tensor], present: Tensor | None) -> list[Tensor]:
+    """The logits of the student and of its peers, [N, ..., classes] each, without gradient. Who has no word on a sample
+    (`present` [m, N]) is taken to say what the student says: where all do, the target is the student's own prediction,
+    and pulls it nowhere."""
+    own = own.detach()
+    if present is None:
+        return [own, *peers]
+    each = [found.reshape(-1, *(1,) * (own.dim() - 1)) for found in present]
+    return [own, *(torch.where(found, peer, own) for found, peer in zip(each, peers, strict=True))]
 
 
 def peers_of(spec: JobSpec, recipe: Recipe, replica: Replica) -> TeacherSource:

@@ -12,7 +12,7 @@ from codistill.averaging import Averaging, Outer
 from codistill.batch import Batch
 from codistill.companion import ExchangeRule
 from codistill.data.loader import training_batches
-from codistill.data.split import in_order
+from codistill.data.split import Split, in_order
 from codistill.evaluate import LOGITS, validation_survey
 from codistill.phase import Artifacts, Group, Learner, Loss, Phase, Replica, Step, Survey, Update
 from codistill.randomness import seed_everything
@@ -92,10 +92,20 @@ def averaging_of(spec: JobSpec, replica: Replica, outer: Outer | None = None) ->
     )
 
 
-def batches_of(spec: JobSpec, recipe: Recipe, replica: Replica, phase: str = TRAIN) -> Callable[[int], Batch]:
-    """This rank's share of what the replica trains on in a phase, by step; each phase has an order of its own."""
+def batches_of(
+    spec: JobSpec,
+    recipe: Recipe,
+    replica: Replica,
+    phase: str = TRAIN,
+    *,
+    split: Split | None = None,
+    views: tuple[str, ...] = (),
+) -> Callable[[int], Batch]:
+    """This rank's share of what the replica trains on in a phase, by step: of the training samples, unless `split` says
+    otherwise, in so many more `views`. Each phase has an order of its own."""
     names = () if phase == TRAIN else (phase,)
-    return training_batches(recipe.split("train"), spec.data, replica, spec.training.batch_size, *names)
+    samples = recipe.split("train") if split is None else split
+    return training_batches(samples, spec.data, replica, spec.training.batch_size, *names, views=views)
 
 
 def groups(training: Training, select: Mapping[str, tuple[str, ...]]) -> dict[str, Group]:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from codistill.spec.base import Spec
+from codistill.spec.combining import CohortTarget, MinLogitTarget
 from codistill.spec.training import Constant, WeightSchedule
 
 
@@ -23,6 +24,20 @@ class DeepMutualLearning(Spec):
     weight: float = Field(default=1.0, ge=0, le=1000)
     """Factor of the distillation term; 0 trains each network as `solo` does."""
     temperature: float = Field(default=1.0, gt=0, le=100)
+
+
+class Kdcl(Spec):
+    """Several networks on the same samples, each in a view of its own, all pulled towards one target that is built from
+    what they say (Guo et al. 2020). The first is the one that is exported."""
+
+    kind: Literal["kdcl"] = "kdcl"
+    nets: int = Field(default=2, ge=2, le=16)
+    target: CohortTarget = MinLogitTarget()
+    weight: float = Field(default=1.0, ge=0, le=1000)
+    """Factor of the distillation term; 0 trains each network as `solo` does."""
+    temperature: float = Field(default=2.0, gt=0, le=100)
+    own_views: bool = True
+    """Whether a recipe that augments shows a sample to each network in another random way."""
 
 
 class Afd(Spec):

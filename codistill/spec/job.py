@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from codistill.spec.averaging import DiLoCo, LocalSgd, why_not_averaged
 from codistill.spec.base import NAME_PATTERN, Spec
-from codistill.spec.cohorts import NORMALISED
+from codistill.spec.cohorts import NORMALISED, Kdcl
+from codistill.spec.combining import GeneralTarget, why_not_cut
 from codistill.spec.exchange import Exchange, MemoryTransport, Predictions, misfit
 from codistill.spec.joining import why_not_cached, why_not_joined
 from codistill.spec.methods import (
@@ -131,6 +132,10 @@ class JobSpec(Spec):
                 f"training.batch_size ({training.batch_size}) must be a multiple of replicas.ranks x"
                 f" training.accumulate ({self.replicas.ranks} x {training.accumulate} = {shares}), which share it"
             )
+        if isinstance(self.method, Codistillation | Kdcl):
+            ranks, accumulate = self.replicas.ranks, training.accumulate
+            if (problem := why_not_cut(self.method.target, ranks=ranks, accumulate=accumulate)) is not None:
+                raise ValueError(problem)
         if training.batch_size == shares and isinstance(self.method, NORMALISED):
             raise ValueError(
                 f"method '{self.method.kind}' normalises over the samples of a micro-batch, and needs at least 2:"
@@ -143,12 +148,16 @@ class JobSpec(Spec):
             )
         # Of other data sets the size is known only where they are; the data loader then says the same.
         samples = None if isinstance(self.recipe, Installed) else self.recipe.train_size
+        left = ""
+        if samples is not None and isinstance(self.method, Kdcl) and isinstance(self.method.target, GeneralTarget):
+            samples -= self.method.target.held_out
+            left = f" that method.target.held_out ({self.method.target.held_out}) leaves"
         if samples is not None and isinstance(self.data, Disjoint):
             samples //= self.replicas.count
         if samples is not None and training.batch_size > samples:
             raise ValueError(
-                f"training.batch_size ({training.batch_size}) exceeds the {samples} training samples"
-                " of one replica; lower it"
+                f"training.batch_size ({training.batch_size}) exceeds the {max(samples, 0)} training samples"
+                f" of one replica{left}; lower it"
             )
         return self
 

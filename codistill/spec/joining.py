@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codistill.spec.combining import MeanTarget
 from codistill.spec.exchange import Exchange, Predictions
 from codistill.spec.methods import Codistillation, DataMode, Disjoint, Overlap
 from codistill.spec.recipes import Images, Recipe
@@ -46,6 +47,11 @@ def why_not_joined(
         return (
             "exchange.max_lag_steps bounds the age of snapshots, and each prediction has an age of its own, about one"
             " pass over the data; leave it out, or bound that age with exchange.max_offset_steps"
+        )
+    if currency.form != "dense" and not isinstance(method.target, MeanTarget):
+        return (
+            f"method.target '{method.target.kind}' looks at each teacher's whole prediction; use"
+            " exchange.currency.form = 'dense', which sends it, or method.target.kind = 'mean'"
         )
     return why_not_sampled(method) if currency.form == "sampled" else None
 

@@ -14,9 +14,11 @@ from codistill.spec.cohorts import (
     CheapConvolutions,
     DeepMutualLearning,
     FeatureFusionLearning,
+    Kdcl,
     Okddip,
     One,
 )
+from codistill.spec.combining import MeanTarget, PeersTarget
 from codistill.spec.offline import ChurnReduction, Hints, KnowledgeDistillation
 from codistill.spec.training import Constant, WeightSchedule
 
@@ -39,7 +41,9 @@ class Codistillation(Spec):
     temperature: float = Field(default=1.0, gt=0, le=100)
     """Softens teacher and student alike; the term is scaled by its square."""
     divergence: Divergence = "cross_entropy"
-    """What the term measures between the peers' mean prediction and the student's."""
+    """What the term measures between the target and the student's prediction."""
+    target: PeersTarget = MeanTarget()
+    """What the predictions of the peers, and but for `mean` the student's own, become."""
     weight_schedule: WeightSchedule = Constant()
     """Of the weight, from the burn-in on: its step 0 is the first in which teachers are heard."""
     harm_guard: bool = False
@@ -51,6 +55,15 @@ class Codistillation(Spec):
     def _temperature_is_used(self) -> Codistillation:
         if self.divergence == "logit_regression" and self.temperature != 1:
             raise ValueError("divergence 'logit_regression' compares logits, which have no temperature; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _peers_are_weighed_once(self) -> Codistillation:
+        if self.harm_guard and not isinstance(self.target, MeanTarget):
+            raise ValueError(
+                f"harm_guard weighs peers in their mean, and target '{self.target.kind}' chooses among them by the"
+                " labels already; leave one of them out"
+            )
         return self
 
 
@@ -76,6 +89,7 @@ Method = Annotated[
     | Hints
     | ChurnReduction
     | DeepMutualLearning
+    | Kdcl
     | Afd
     | BeYourOwnTeacher
     | One

@@ -65,6 +65,9 @@ CASES = {
     "codistillation, mixed": Case(
         {"kind": "codistillation", "burn_in_steps": 3}, {"weight": 0.0}, replicas=2, mixed=True
     ),
+    "codistillation, min_logit": Case(
+        {"kind": "codistillation", "burn_in_steps": 3, "target": {"kind": "min_logit"}}, {"weight": 0.0}, replicas=2
+    ),
     "knowledge_distillation": Case(
         {"kind": "knowledge_distillation", "teacher": {"kind": "trained_first", "steps": 8}},
         {"alpha": 0.0},
@@ -107,6 +110,17 @@ CASES = {
     ),
     "deep_mutual_learning, ensemble": Case(
         {"kind": "deep_mutual_learning", "nets": 3, "form": "ensemble"}, {"weight": 0.0}
+    ),
+    "kdcl": Case({"kind": "kdcl"}, {"weight": 0.0}),
+    # One mixture for a whole batch is refused on ranks, which see a part of it each.
+    "kdcl, linear": Case(
+        {"kind": "kdcl", "target": {"kind": "linear"}},
+        {"weight": 0.0},
+        on_ranks={"target": {"kind": "linear", "per": "sample"}},
+    ),
+    "kdcl, general": Case(
+        {"kind": "kdcl", "nets": 3, "target": {"kind": "general", "held_out": 40, "refresh_steps": 4}},
+        {"weight": 0.0, "target": {"kind": "general", "held_out": 0}},
     ),
     "afd": Case(
         {"kind": "afd", "channels": 4, "adversarial_learning_rate": 0.001},

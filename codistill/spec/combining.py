@@ -1,0 +1,59 @@
+"""How the predictions of several networks become the one target that each of them is pulled towards."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from codistill.spec.base import Spec
+
+
+class MeanTarget(Spec):
+    """The mean of the teachers' distributions, the student's own left out."""
+
+    kind: Literal["mean"] = "mean"
+
+
+class NaiveTarget(Spec):
+    """For each sample, the network that knows its label best."""
+
+    kind: Literal["naive"] = "naive"
+
+
+class LinearTarget(Spec):
+    """The mixture of the networks' logits that knows the labels best."""
+
+    kind: Literal["linear"] = "linear"
+    per: Literal["batch", "sample"] = "batch"
+    """Whether all samples of a batch have one mixture in common, or each its own, which most often is one network."""
+
+
+class MinLogitTarget(Spec):
+    """Of each class, the least that any network puts it above the label."""
+
+    kind: Literal["min_logit"] = "min_logit"
+
+
+class GeneralTarget(Spec):
+    """The networks' distributions, weighted by how they err, and err together, on samples that none trains on."""
+
+    kind: Literal["general"] = "general"
+    held_out: int = Field(default=500, ge=0)
+    """Training samples that are held out, the same for every seed; with 0 the weights are even."""
+    refresh_steps: int | None = Field(default=None, ge=1)
+    """Steps between measurements; left out, `training.evaluate_interval_steps`. The paper has one in each epoch."""
+
+
+PeersTarget = Annotated[MeanTarget | NaiveTarget | LinearTarget | MinLogitTarget, Field(discriminator="kind")]
+CohortTarget = Annotated[NaiveTarget | LinearTarget | MinLogitTarget | GeneralTarget, Field(discriminator="kind")]
+
+
+def why_not_cut(target: PeersTarget | CohortTarget, *, ranks: int, accumulate: int) -> str | None:
+    """What keeps a batch from being cut for `target`, and what would be right; None when nothing does."""
+    if not isinstance(target, LinearTarget) or target.per == "sample" or ranks * accumulate == 1:
+        return None
+    return (
+        "method.target 'linear' has one mixture for the whole batch, which replicas.ranks"
+        f" ({ranks}) x training.accumulate ({accumulate}) cut; leave both at 1, or use method.target.per = 'sample'"
+    )
