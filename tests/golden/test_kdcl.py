@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from codistill import combine, losses
+from codistill import combine, losses, records
+from codistill.checkpoint import load
 from codistill.data.loader import training_batches
 from codistill.data.split import TensorSplit, held_out
 from codistill.methods import plan
@@ -160,6 +161,17 @@ def test_general_measures_writes_and_hears_its_weights() -> None:
     target = (0.7272727 * said[0] + 0.2727273 * said[1]).log()
     each = [losses.cross_entropy(z, OF_0) + losses.kl_divergence(target, z, temperature=2.0) for z in Z[:2]]
     assert loss.value.item() == pytest.approx(sum(each).item(), abs=1e-6)
+
+
+def test_a_run_folds_what_it_measures_into_its_state(tmp_path: Path) -> None:
+    target = {"kind": "general", "held_out": 40, "refresh_steps": 4}
+    run = new_run(tmp_path, small_spec(method={"kind": "kdcl", "target": target}, replicas={"count": 1}))
+    run_in_turns(run)
+    steps, logged = records.values(records.read(run, "replica-0", "metrics"), "distill/weight_net0")
+    assert steps == [4, 8, 12]
+    kept = load(run.checkpoints("replica-0"), 1, 12).tensors["state"]["weights"]
+    assert kept.tolist() == pytest.approx([logged[-1], 1 - logged[-1]])
+    assert logged[-1] != 0.5
 
 
 def test_held_out_samples_are_the_same_for_every_seed_and_never_trained_on() -> None:
