@@ -1,7 +1,7 @@
 """Online knowledge distillation via collaborative learning (KDCL): Guo, Wang, Wu, Yu, Liang, Hu, Luo, CVPR 2020.
 
 Networks 1..m see the same samples, each in a random view of its own. All are pulled towards one target that is built
-from what they say, z_1..z_m, and is better than any of them:
+from what they say, z_1..z_m, and is meant to be better than any of them:
 
     L_i = CE(y, p_i) + weight * T^2 * KL( softmax(z_t / T) || softmax(z_i / T) )
 
@@ -11,8 +11,8 @@ from what they say, z_1..z_m, and is better than any of them:
     general    softmax(z_t / T) = sum_i w_i softmax(z_i / T), w = C^-1 1 / (1^T C^-1 1), negative ones set to 0,
                C_ij = mean <p_i - y, p_j - y> over samples that are held out of training
 
-The target is detached. C is measured every `target.refresh_steps`, and w even until then. The paper leaves open whether
-a batch has one alpha or each sample its own (`target.per`). Where the recipe does not augment, or with `own_views` off,
+The target is detached. C is measured every `target.refresh_steps`, and w even until then. A batch
+has one alpha, or each sample its own (`target.per`). Where the recipe does not augment, or with `own_views` off,
 all networks see the view of the first, which is the one that is exported.
 """
 
