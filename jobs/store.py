@@ -254,7 +254,7 @@ class Store:
         """The job whose part of the storage has gone longest without being looked at: never, or last before then while
         it was not over, or last before its end. None when there is none."""
         ended, at = JOBS.c.ended_at, JOBS.c.measured_at
-        stale = sa.case((ended.is_(None), at < before), else_=at < ended)
+        stale = sa.case((ended.is_(None), at < before), else_=at <= ended)
         due = sa.select(JOBS.c.id).where(JOBS.c.fence > 0, at.is_(None) | stale)
         with self._database.transaction() as connection:
             return connection.execute(due.order_by(at.is_not(None), at, JOBS.c.seq).limit(1)).scalar_one_or_none()

@@ -137,8 +137,8 @@ def test_usage_is_printed_by_owner(service: Server, call: Call) -> None:
     service.move(job.id, State.ADMITTED, State.STARTING, State.RUNNING)
     code, out, _ = call("usage")
     assert [line.split() for line in out.splitlines()] == [
-        ["OWNER", "JOBS", "CPU-HOURS", "GPU-HOURS"],
-        ["local", "1", "0.00", "0.00"],
+        ["OWNER", "JOBS", "CPU-HOURS", "GPU-HOURS", "STORED"],
+        ["local", "1", "0.00", "0.00", "0", "B"],
     ]
     found = json.loads(call("usage", "-o", "json", "--since", "1d", "--owner", "local")[1])
     assert found["items"][0]["jobs"] == 1

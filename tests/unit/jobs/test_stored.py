@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from codistill.capacity import Node
 from codistill.run_dir import RunDir
+from codistill.spec_errors import parse_spec
 from jobs.callers import LOCAL, Caller, Scope
 from jobs.door import DoorRules
 from jobs.job import Job
@@ -141,7 +142,7 @@ def test_no_member_of_an_ensemble_that_teaches_can_be_deleted(store: Store, tmp_
     teachers = [store.move(begun(store, tmp_path, ANN, 1), State.FAILED) for _ in range(2)]
     of = [{"kind": "job", "job": job.id} for job in teachers]
     method = {"kind": "knowledge_distillation", "teacher": {"kind": "ensemble", "of": of}}
-    student = store.submit(Submission(spec(method=method, replicas={"count": 1}), ANN))
+    student = store.submit(Submission(parse_spec({"method": method, "replicas": {"count": 1}}), ANN))
     with pytest.raises(StillNeeded, match=f"{student.id} learns from it"):
         store.delete(teachers[position], by=ANN)
     store.move(student, State.CANCELLED)
