@@ -40,17 +40,17 @@ $(READY): $(RUNS) requirements/dev.lock
 demo: $(RUNS)
 	$(BIN)/codistill demo
 
-# Side by side what needs no more than a process; then, in two lanes beside each other, what starts Ray and what starts
-# a service: by itself each leaves much of two processors idle. A lane is shown when it has ended.
+# Side by side what needs no more than a process; then, in two lanes beside each other, what shares a cluster of Ray and
+# what starts a service or a cluster: by itself each leaves processors idle. A lane is shown when it has ended.
 test: $(READY)
 	$(BIN)/python -m pytest -m "not alone" -n auto --maxprocesses 4 --dist worksteal
 	$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lane-ray lane-service
 
 lane-ray: $(READY)
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -m lane_ray
 
 lane-service: $(READY)
-	$(BIN)/python -m pytest tests/service tests/page
+	$(BIN)/python -m pytest -m lane_service
 
 # Debian's browser: the one that Playwright would fetch comes from outside the package registries.
 test-page: $(READY)

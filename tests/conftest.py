@@ -45,14 +45,16 @@ LANE_TIMEOUT_S = 300
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is not to be run beside all other tests. In the lane of Ray is every test marked so."""
+    """Mark what is not to be run beside all other tests, and in which of the two lanes it is."""
     here = Path(__file__).parent
     for item in items:
         directory = item.path.relative_to(here).parts[0]
         if directory == "ray":
             item.add_marker("ray")
-        if directory in OWN_LANE or item.get_closest_marker("ray"):
+        on_ray = item.get_closest_marker("ray")
+        if directory in OWN_LANE or on_ray:
             item.add_marker("alone")
+            item.add_marker("lane_ray" if on_ray and not item.get_closest_marker("own_cluster") else "lane_service")
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(LANE_TIMEOUT_S))
 
