@@ -123,12 +123,13 @@ class MlflowSink:
         from mlflow import MlflowClient
 
         tags = {"codistill.job": run.job_id, "codistill.replica": replica}
-        # MLflow makes a store and an experiment without asking whether another process does so at this moment.
+        # MLflow makes a store, an experiment and a run without asking whether another process does so at this moment, and
+        # cannot search among runs of which one is half made.
         with _one_at_a_time(run.root / "mlflow.lock"):
             self._client = MlflowClient(tracking_uri=store)
             found = self._client.get_experiment_by_name(spec.name)
             experiment = self._client.create_experiment(spec.name) if found is None else found.experiment_id
-        self._run_id, self._last_steps = self._continued_or_new(experiment, tags)
+            self._run_id, self._last_steps = self._continued_or_new(experiment, tags)
         self._log_spec(spec)
 
     def add_values(self, step: int, values: Mapping[str, float]) -> None:
