@@ -123,8 +123,8 @@ class MlflowSink:
         from mlflow import MlflowClient
 
         tags = {"codistill.job": run.job_id, "codistill.replica": replica}
-        # MLflow makes a store, an experiment and a run without asking whether another process does so at this moment, and
-        # cannot search among runs of which one is half made.
+        # MLflow makes a store, an experiment and a run without asking whether another process does so at this moment,
+        # and cannot search among runs of which one is half made.
         with _one_at_a_time(run.root / "mlflow.lock"):
             self._client = MlflowClient(tracking_uri=store)
             found = self._client.get_experiment_by_name(spec.name)
