@@ -40,11 +40,12 @@ $(READY): $(RUNS) requirements/dev.lock
 demo: $(RUNS)
 	$(BIN)/codistill demo
 
-# Side by side what needs no more than a process; then, in two lanes beside each other, what shares a cluster of Ray and
-# what starts a service or a cluster: by itself each leaves processors idle. A lane is shown when it has ended.
+# Side by side what needs no more than a process; then, one after another, what shares a cluster of Ray, and what starts
+# a service or a cluster. The two lanes can also be run beside each other, for a shorter wait and a busier machine.
 test: $(READY)
 	$(BIN)/python -m pytest -m "not alone" -n auto --maxprocesses 4 --dist worksteal
-	$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lane-ray lane-service
+	$(BIN)/python -m pytest -m lane_ray
+	$(BIN)/python -m pytest -m lane_service
 
 lane-ray: $(READY)
 	$(BIN)/python -m pytest -m lane_ray

@@ -113,13 +113,13 @@ def test_a_killed_replica_comes_back_and_the_other_trains_on(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_the_job_goes_on_from_it(tmp_path: Path) -> None:
-    process, run = start(tmp_path, steps=800)
+    process, run = start(tmp_path, steps=1500)
     wait_for(lambda: beat(run, 0)["step"] > 130)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 103, output
     stopped_at = beat(run, 0)["step"]
-    assert stopped_at < 800
+    assert stopped_at < 1500
     newest = sorted(path.name for path in run.checkpoints("replica-0").iterdir())[-1]
     assert newest == f"0001-{stopped_at:012d}"
     assert main(["--storage", str(tmp_path), "--job", "job"]) == 0
@@ -128,7 +128,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_job_goes_on_from_it(tmp_path: Path) 
     assert result["outcome"] == "succeeded"
     steps, _ = records.values(records.read(run, "replica-0", "metrics"), "train/loss")
     assert sorted(set(steps)) == sorted(steps)
-    assert set(range(10, 801, 10)) <= set(steps)
+    assert set(range(10, 1501, 10)) <= set(steps)
 
 
 @pytest.mark.slow
