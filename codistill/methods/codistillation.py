@@ -62,7 +62,8 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
         if isinstance(method.target, MeanTarget):
             teachers, heard = said, present
         else:
-            teachers, heard = [by_labels(method.target, everyone(student["logits"], said, present), step.batch.y)], None
+            teachers = [by_labels(method.target, everyone(student["logits"], said, present), step.batch.y)]
+            heard = None if present is None else present.any(0, keepdim=True)
         pulled = pull(
             method.divergence, teachers, student["logits"], temperature=method.temperature, trust=trust, present=heard
         )
@@ -86,8 +87,7 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
 
 def everyone(own: Tensor, peers: Sequence[Tensor], present: Tensor | None) -> list[Tensor]:
     """The logits of the student and of its peers, [N, ..., classes] each, without gradient. Who has no word on a sample
-    (`present` [m, N]) is taken to say what the student says: where all do, the target is the student's own prediction,
-    and pulls it nowhere."""
+    (`present` [m, N]) is taken to say what the student says."""
     own = own.detach()
     if present is None:
         return [own, *peers]

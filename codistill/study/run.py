@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -37,9 +35,10 @@ def progress_of(run: RunDir, trial: Trial) -> Progress:
 
 
 def train_missing(
-    trials: Sequence[Trial], storage: Path, *, say: Callable[[str], None], run_module: Callable[..., int] | None = None
+    trials: Sequence[Trial], storage: Path, *, say: Callable[[str], None], run_module: Callable[..., int]
 ) -> int:
-    """Train what has not ended well yet. The exit code of the first job that failed, which ends the study for now; 0
+    """Train what has not ended well yet; `run_module` runs a module with arguments, as a command, and returns its exit
+    code. The exit code of the first job that failed, which ends the study for now; 0
     when all have been trained. Raises `StorageError` before anything is trained when the study has changed."""
     progress = [progress_of(RunDir(storage, trial.job_id), trial) for trial in trials]
     missing = [(trial, state) for trial, state in zip(trials, progress, strict=True) if state is not Progress.DONE]
@@ -47,7 +46,7 @@ def train_missing(
         say(f"{len(trials) - len(missing)} of {len(trials)} jobs have ended well before")
     for number, (trial, state) in enumerate(missing, start=1):
         say(f"job {number} of {len(missing)}: {trial.job_id}")
-        code = _trained(trial, storage, begun=state is Progress.BEGUN, run_module=run_module or _module)
+        code = _trained(trial, storage, begun=state is Progress.BEGUN, run_module=run_module)
         if code != 0:
             say(f"{trial.job_id} ended with exit code {code}; the same command goes on from here")
             return code
@@ -62,7 +61,3 @@ def _trained(trial: Trial, storage: Path, *, begun: bool, run_module: Callable[.
         file = Path(directory) / "spec.json"
         file.write_text(trial.spec.model_dump_json())
         return run_module("codistill.local", str(file), *place)
-
-
-def _module(name: str, *words: str) -> int:
-    return subprocess.run([sys.executable, "-P", "-m", name, *words], check=False).returncode

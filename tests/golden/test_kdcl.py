@@ -258,6 +258,25 @@ def test_a_peer_without_a_word_on_a_sample_says_what_the_student_says() -> None:
     assert theirs.tolist() == [[1, 1, 1], [0, 0, 0]]
 
 
+@pytest.mark.parametrize("divergence", ["cross_entropy", "kl"])
+def test_of_predictions_a_sample_that_nobody_spoke_of_adds_nothing(divergence: str) -> None:
+    spec = small_spec(
+        method={"burn_in_steps": 0, "divergence": divergence, "target": {"kind": "min_logit"}},
+        exchange={"currency": {"kind": "predictions", "form": "dense"}},
+    )
+    (phase,) = plan(spec, open_recipe(spec), Replica(0, 2, 0))
+    (update,) = phase.updates
+    # Less that of the label, the student says [0, -1, -3] and the peer [0, -4, -5], which is the least of each class.
+    peer = torch.tensor([[3.0, -1, -2]]).double()
+    target = torch.tensor([[0.0, -4, -5]]).double().log_softmax(-1)
+    measure = losses.kl_divergence if divergence == "kl" else losses.soft_cross_entropy
+    for found, expected in ((True, measure(target, Z[0]).item()), (False, 0.0)):
+        told = {"logits": peer, "age_steps": torch.zeros(1), "found": torch.tensor([found])}
+        loss = update.loss(step_of({"peers": [told]}, net=Says(logits=[2.0, 1, -1])))
+        assert loss.stats["train/distill_loss"].item() == pytest.approx(expected, abs=1e-6)
+        assert bool(loss.stats["distill/teacher_off_label"] > 0) == found
+
+
 # ---------------------------------------------------------------- what is refused
 
 
