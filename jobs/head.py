@@ -30,8 +30,8 @@ START_TRIES = 3
 DEFAULT_OBJECT_STORE_BYTES = 1 << 30
 SERVE_SETTINGS = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",  # 10 s without a proxy is 10 s without us
-    # A request changes threads twice less: a quarter of what it costs, on cores that jobs train on. Our routes do their
-    # waiting in threads of their own.
+    # A request then changes threads less often, on processors that jobs train on. Our routes wait in threads of their
+    # own.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }

@@ -7,6 +7,7 @@ polled; then a job trains alone and under five polls a second.
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import tempfile
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jobs.client import Client, ServiceRefused
@@ -81,13 +82,38 @@ def idle_rows(home: Path) -> list[list[str]]:
                         time.sleep(1 / RATE_PER_S)
 
         in_parallel(TOKENS, poll)
+        cost_ms = poll_cost_ms(service, job)
     finally:
         service.down()
     return [
         [f"polls of {TOKENS} tokens in {IDLE_S:g} s", f"{len(polls) / IDLE_S:.0f} a second", ">= 100"],
         ["refused, since faster than a token may", str(len(refused)), ""],
         ["one poll: median, 99th percentile", percentiles(polls), "<= 300 ms"],
+        [f"processor time of one poll, at {POLLS_PER_S} a second", f"{cost_ms:.1f} ms", ""],
     ]
+
+
+def poll_cost_ms(service: Service, job: str) -> float:
+    """Of all processes of the service and its head, less what they take by themselves."""
+    before = processor_s(service)
+    time.sleep(CALM_S)
+    idle_s, polls, give_up = processor_s(service) - before, 0, time.monotonic() + CALM_S
+    before = processor_s(service)
+    while time.monotonic() < give_up:
+        service.client.show(job)
+        polls += 1
+        time.sleep(1 / POLLS_PER_S)
+    return 1000 * (processor_s(service) - before - idle_s) / polls
+
+
+def processor_s(service: Service) -> float:
+    """Seconds that the living ones have taken so far."""
+    taken = 0.0
+    for process in service.own_processes():
+        with suppress(OSError):  # one that has just ended
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            taken += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return taken
 
 
 def made(service: Service, owner: str) -> str:
