@@ -25,23 +25,20 @@ from codistill.phase import Artifacts, Learner, Loss, Phase, Replica, Step
 from codistill.recipes import Recipe
 from codistill.schedules import open_schedule
 from codistill.spec import CheapConvolutions, JobSpec
-from codistill.surgery.branches import Joined, first_net, grown, of_branch, of_each
+from codistill.surgery.branches import Joined, first_net, of_branch, of_each, side_by_side
 from codistill.surgery.fusion import Pooled
-from codistill.surgery.stages import Taps, cut, last_stage, shapes
+from codistill.surgery.stages import last_stage
 
 
 def plan(spec: JobSpec, method: CheapConvolutions, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
     """One phase; raises `ValueError` for a model that offers no stages."""
 
-    def staged() -> Taps:
-        return cut(recipe.build_model(), method=method.kind)
-
-    taps = shapes(staged, recipe.example(2))
+    nets = side_by_side(recipe.build_model, recipe.example(2), method=method.kind, branches=method.nets, split=0)
     factor = open_schedule(method.weight_schedule, spec.training.steps)
 
     def learner(artifacts: Artifacts) -> Learner:
-        nets = grown(lambda: staged().net, recipe.example(2), branches=method.nets, shared=0)
-        return Learner({"net": Joined(nets, Pooled(taps[last_stage(taps)], method.nets, recipe.classes))})
+        grown = nets.grow()  # first, so that the exported one begins as it would by itself
+        return Learner({"net": Joined(grown, Pooled(nets.taps[last_stage(nets.taps)], method.nets, recipe.classes))})
 
     def loss(step: Step) -> Loss:
         said = step.show("net")

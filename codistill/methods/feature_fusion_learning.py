@@ -24,24 +24,22 @@ from codistill.phase import Artifacts, Learner, Loss, Phase, Replica, Step
 from codistill.recipes import Recipe
 from codistill.schedules import open_schedule
 from codistill.spec import FeatureFusionLearning, JobSpec
-from codistill.surgery.branches import Joined, first_net, grown, of_branch, of_each, stages_shared
+from codistill.surgery.branches import Joined, first_net, of_branch, of_each, side_by_side
 from codistill.surgery.fusion import Fusion
-from codistill.surgery.stages import Taps, cut, last_stage, shapes
+from codistill.surgery.stages import last_stage
 
 
 def plan(spec: JobSpec, method: FeatureFusionLearning, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
     """One phase; raises `ValueError` for a model without a stage after those in common."""
 
-    def staged() -> Taps:
-        return cut(recipe.build_model(), method=method.kind, stages=(1 if method.split is None else method.split) + 1)
-
-    taps = shapes(staged, recipe.example(2))
+    nets = side_by_side(
+        recipe.build_model, recipe.example(2), method=method.kind, branches=method.nets, split=method.split
+    )
     factor = open_schedule(method.weight_schedule, spec.training.steps)
 
     def learner(artifacts: Artifacts) -> Learner:
-        shared = stages_shared(taps, method.split)
-        nets = grown(lambda: staged().net, recipe.example(2), branches=method.nets, shared=shared)
-        return Learner({"net": Joined(nets, Fusion(taps[last_stage(taps)], method.nets, recipe.classes))})
+        grown = nets.grow()  # first, so that the exported one begins as it would by itself
+        return Learner({"net": Joined(grown, Fusion(nets.taps[last_stage(nets.taps)], method.nets, recipe.classes))})
 
     def loss(step: Step) -> Loss:
         said = step.show("net")

@@ -28,23 +28,20 @@ from codistill.recipes import Recipe
 from codistill.schedules import open_schedule
 from codistill.spec import JobSpec, Okddip
 from codistill.surgery.attention import Attention
-from codistill.surgery.branches import Joined, first_net, grown, of_branch, of_each, stages_shared
-from codistill.surgery.stages import Taps, cut, shapes
+from codistill.surgery.branches import Joined, first_net, of_branch, of_each, side_by_side
 
 
 def plan(spec: JobSpec, method: Okddip, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
     """One phase; raises `ValueError` for a model without a stage after those in common."""
 
-    def staged() -> Taps:
-        return cut(recipe.build_model(), method=method.kind, stages=(1 if method.split is None else method.split) + 1)
-
-    taps = shapes(staged, recipe.example(2))
+    nets = side_by_side(
+        recipe.build_model, recipe.example(2), method=method.kind, branches=method.nets, split=method.split
+    )
     factor = open_schedule(method.weight_schedule, spec.training.steps)
 
     def learner(artifacts: Artifacts) -> Learner:
-        shared = stages_shared(taps, method.split)
-        nets = grown(lambda: staged().net, recipe.example(2), branches=method.nets, shared=shared)
-        return Learner({"net": Joined(nets, Attention(taps["features"][-1]))})
+        grown = nets.grow()  # first, so that the exported one begins as it would by itself
+        return Learner({"net": Joined(grown, Attention(nets.taps["features"][-1]))})
 
     def loss(step: Step) -> Loss:
         said = step.show("net")

@@ -25,25 +25,22 @@ from codistill.phase import Artifacts, Learner, Loss, Phase, Replica, Step
 from codistill.recipes import Recipe
 from codistill.schedules import open_schedule
 from codistill.spec import JobSpec, One
-from codistill.surgery.branches import Joined, first_net, grown, of_branch, stages_shared
+from codistill.surgery.branches import Joined, first_net, of_branch, side_by_side
 from codistill.surgery.gate import Gate
-from codistill.surgery.stages import Taps, cut, shapes
 
 
 def plan(spec: JobSpec, method: One, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
     """One phase; raises `ValueError` for a model without a stage after those in common."""
 
-    def staged() -> Taps:
-        return cut(recipe.build_model(), method=method.kind, stages=(method.split or 1) + 1)
-
-    taps = shapes(staged, recipe.example(2))
-    shared = stages_shared(taps, method.split)
+    nets = side_by_side(
+        recipe.build_model, recipe.example(2), method=method.kind, branches=method.branches, split=method.split
+    )
     factor = open_schedule(method.weight_schedule, spec.training.steps)
     branches = range(method.branches)
 
     def learner(artifacts: Artifacts) -> Learner:
-        nets = grown(lambda: staged().net, recipe.example(2), branches=method.branches, shared=shared)
-        return Learner({"net": Joined(nets, Gate(taps[f"stage{shared - 1}"], method.branches))})
+        grown = nets.grow()  # first, so that the exported one begins as it would by itself
+        return Learner({"net": Joined(grown, Gate(nets.taps[f"stage{nets.shared - 1}"], method.branches))})
 
     def loss(step: Step) -> Loss:
         said = step.show("net")

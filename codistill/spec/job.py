@@ -82,7 +82,7 @@ class JobSpec(Spec):
         return self
 
     @model_validator(mode="after")
-    def _parts_agree(self) -> JobSpec:
+    def _method_fits_recipe_and_exchange(self) -> JobSpec:
         if isinstance(self.method, Codistillation) and self.replicas.count < 2:
             raise ValueError(
                 "method 'codistillation' needs at least 2 replicas, replicas.count is 1;"
@@ -102,9 +102,6 @@ class JobSpec(Spec):
         is_cached = isinstance(self.method, KnowledgeDistillation) and self.method.cache_predictions
         if is_cached and (problem := why_not_cached(self.recipe)) is not None:
             raise ValueError(problem)
-        for control in self.controls:
-            if self.controls.count(control) > 1:
-                raise ValueError(f"controls names '{control}' twice; each control is trained once")
         if self.averages and self.recipes:
             raise ValueError(
                 f"recipes gives replicas models of their own, and method '{self.method.kind}' makes one of them, their"
@@ -114,11 +111,22 @@ class JobSpec(Spec):
             problem = why_not_averaged(self.method, self.exchange, self.training, self.replicas.count)
             if problem is not None:
                 raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _controls_have_something_to_control(self) -> JobSpec:
+        for control in self.controls:
+            if self.controls.count(control) > 1:
+                raise ValueError(f"controls names '{control}' twice; each control is trained once")
         if self.controls and not isinstance(self.method, Codistillation):
             raise ValueError(
                 f"controls are what replicas that teach each other are compared with, and method '{self.method.kind}'"
                 " has no teachers; leave controls out, or use method.kind = 'codistillation'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _training_can_be_cut_and_fed(self) -> JobSpec:
         training = self.training
         for key in ("schedule", "weight_decay_schedule"):
             warmup_steps = getattr(training, key).warmup_steps

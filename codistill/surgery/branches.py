@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
 
 from codistill.batch import Batch, Outputs
-from codistill.surgery.stages import Staged, reached, stage_count
+from codistill.surgery.stages import Staged, Taps, cut, reached, shapes, stage_count
 
 
 class Branches(nn.Module):
@@ -62,9 +63,34 @@ def grown(build: Callable[[], nn.Module], example: Batch, *, branches: int, shar
     return Branches(nets, shared)
 
 
-def stages_shared(taps: Iterable[str], split: int | None) -> int:
-    """How many stages of a model with these taps are in common: all but the last, unless `split` says it."""
-    return stage_count(taps) - 1 if split is None else split
+@dataclass(frozen=True)
+class SideBySide:
+    """How `branches` models of a recipe stand side by side, the first `shared` of their stages in common."""
+
+    build: Callable[[], nn.Module]
+    example: Batch
+    branches: int
+    shared: int
+    taps: Mapping[str, tuple[int, ...]]
+    """Shape of each tap that one of them gives for one sample."""
+
+    def grow(self) -> Branches:
+        """Fresh ones."""
+        return grown(self.build, self.example, branches=self.branches, shared=self.shared)
+
+
+def side_by_side(
+    build: Callable[[], nn.Module], example: Batch, *, method: str, branches: int, split: int | None
+) -> SideBySide:
+    """Models of `build`, with as many stages in common as `split` says, all but the last where it says nothing. Raises
+    `ValueError` for a model without a stage after those in common."""
+
+    def staged() -> Taps:
+        return cut(build(), method=method, stages=(1 if split is None else split) + 1)
+
+    taps = shapes(staged, example)
+    shared = stage_count(taps) - 1 if split is None else split
+    return SideBySide(lambda: staged().net, example, branches, shared, taps)
 
 
 def of_branch(said: Outputs, number: int) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from tests.benchmarks.report import seconds, spread, table
 from tests.service.running import Service, spec_of
 
 CLIENTS, JOBS, POLLS, CONNECTIONS = 20, 1000, 2000, 50
-CALM_S, ROUNDS, POLLS_PER_S = 8.0, 4, 5
+CALM_S, ROUNDS, POLLS_PER_S = 8.0, 12, 5
 TOKENS, IDLE_S, RATE_PER_S = 5, 15.0, 20
 
 
