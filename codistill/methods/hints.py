@@ -18,7 +18,8 @@ The regressor is not exported.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import assert_never
 
 from torch import Tensor, nn
@@ -60,82 +61,109 @@ def plan(spec: JobSpec, method: Hints, recipe: Recipe, replica: Replica) -> Sequ
 
     def hint(step: Step, features: Tensor) -> Tensor:
         (said,) = step.targets["teacher"]
-        return losses.squared_distance(
-            *at_common_places(step.parts["regressor"](features), said[f"stage{teachers_at}"])
-        )
-
-    def first_stage(scheme: TwoStage) -> Phase:
-        def learner(artifacts: Artifacts) -> Learner:
-            return Learner({"net": Until(recipe.build_model(), at), "regressor": regressor(v, u)})
-
-        def loss(step: Step) -> Loss:
-            value = hint(step, step.parts["net"](step.batch.views["x"]))
-            return Loss(value, {"train/hint_loss": value.detach()})
-
-        before_v = reached(lambda: staged(recipe), recipe.example(2), f"stage{at}")
-        select = {"net": tuple(f"net.{name}" for name in before_v), "regressor": ("regressor.*",)}
-        return Phase(
-            name="hint",
-            steps=scheme.hint_steps,
-            learner=learner,
-            batches=lambda artifacts: batches_of(spec, recipe, replica, "hint"),
-            updates=[Update(loss, trains=("net", "regressor"))],
-            groups=groups(spec.training.model_copy(update={"steps": scheme.hint_steps}), select),
-            teachers=[guiding],
-        )
-
-    def second_stage(scheme: TwoStage) -> list[Phase]:
-        factor = open_schedule(scheme.weight_schedule, spec.training.steps)
-
-        def learner(artifacts: Artifacts) -> Learner:
-            net = recipe.build_model()
-            if "hint" in artifacts.learners:
-                guided = artifacts.learners["hint"]["net"]
-                assert isinstance(guided, Until)
-                net.load_state_dict(guided.net.state_dict())
-            return Learner({"net": net})
-
-        def loss(step: Step) -> Loss:
-            student, (said,) = step.show("net"), step.targets["teacher"]
-            task = recipe.task_loss(student, step.batch)
-            distill = pull("kl", [said["logits"]], student["logits"], temperature=scheme.temperature).loss
-            stats = {"train/task_loss": task.detach(), "train/distill_loss": distill.detach()}
-            return Loss(task + scheme.weight * factor(step.index) * distill, stats)
-
-        return one_phase(spec, recipe, replica, loss, teachers=[Frozen([teacher])], learner=learner)
-
-    def only_stage(scheme: OneStage) -> Phase:
-        def learner(artifacts: Artifacts) -> Learner:
-            net = staged(recipe)  # first, so that it begins as it would without a regressor
-            return Learner({"net": net, "regressor": regressor(v, u)})
-
-        def loss(step: Step) -> Loss:
-            student = step.show("net")
-            task, value = recipe.task_loss(student, step.batch), hint(step, student[f"stage{at}"])
-            stats = {"train/task_loss": task.detach(), "train/hint_loss": value.detach()}
-            return Loss(task + scheme.weight * value, stats)
-
-        return Phase(
-            name="train",
-            steps=spec.training.steps,
-            learner=learner,
-            batches=lambda artifacts: batches_of(spec, recipe, replica),
-            updates=[Update(loss, trains=("net", "regressor"))],
-            groups=groups(spec.training, {"net": ("net.*",), "regressor": ("regressor.*",)}),
-            teachers=[guiding],
-            surveys=surveys(spec, recipe, {"net": ""}),
-            export=stripped,
-        )
+        regressed = step.parts["regressor"](features)
+        return losses.squared_distance(*at_common_places(regressed, said[f"stage{teachers_at}"]))
 
     guiding = Frozen([guide], stand_in=lambda: staged(own))
+    given = Guided(spec, recipe, replica, at, lambda: regressor(v, u), hint, guiding)
     before = phases_before(spec, method.teacher, recipe, replica)
     match method.scheme:
         case TwoStage() as scheme:
-            return [*before, *([first_stage(scheme)] if scheme.hint_steps else []), *second_stage(scheme)]
+            first = [hinted(given, scheme.hint_steps)] if scheme.hint_steps else []
+            return [*before, *first, *distilled(given, scheme, Frozen([teacher]))]
         case OneStage() as scheme:
-            return [*before, only_stage(scheme)]
+            return [*before, both_at_once(given, scheme.weight)]
         case _:
             assert_never(method.scheme)
+
+
+@dataclass(frozen=True)
+class Guided:
+    """The student and its guide, as every phase sees them."""
+
+    spec: JobSpec
+    recipe: Recipe
+    replica: Replica
+    at: int
+    """The student's stage that is guided."""
+    regressor: Callable[[], nn.Module]
+    hint: Callable[[Step, Tensor], Tensor]
+    """The hint loss, a scalar, of what the student gives after that stage, [N, ...]."""
+    guiding: Frozen
+
+
+def hinted(given: Guided, steps: int) -> Phase:
+    """The phase `hint`: the hint alone trains regressor and student, up to the guided stage."""
+    recipe, at = given.recipe, given.at
+
+    def learner(artifacts: Artifacts) -> Learner:
+        return Learner({"net": Until(recipe.build_model(), at), "regressor": given.regressor()})
+
+    def loss(step: Step) -> Loss:
+        value = given.hint(step, step.parts["net"](step.batch.views["x"]))
+        return Loss(value, {"train/hint_loss": value.detach()})
+
+    before_v = reached(lambda: staged(recipe), recipe.example(2), f"stage{at}")
+    select = {"net": tuple(f"net.{name}" for name in before_v), "regressor": ("regressor.*",)}
+    return Phase(
+        name="hint",
+        steps=steps,
+        learner=learner,
+        batches=lambda artifacts: batches_of(given.spec, recipe, given.replica, "hint"),
+        updates=[Update(loss, trains=("net", "regressor"))],
+        groups=groups(given.spec.training.model_copy(update={"steps": steps}), select),
+        teachers=[given.guiding],
+    )
+
+
+def distilled(given: Guided, scheme: TwoStage, teacher: Frozen) -> list[Phase]:
+    """The phase `train` after it: knowledge distillation of the whole student, of falling weight."""
+    recipe = given.recipe
+    factor = open_schedule(scheme.weight_schedule, given.spec.training.steps)
+
+    def learner(artifacts: Artifacts) -> Learner:
+        net = recipe.build_model()
+        if "hint" in artifacts.learners:
+            guided = artifacts.learners["hint"]["net"]
+            assert isinstance(guided, Until)
+            net.load_state_dict(guided.net.state_dict())
+        return Learner({"net": net})
+
+    def loss(step: Step) -> Loss:
+        student, (said,) = step.show("net"), step.targets["teacher"]
+        task = recipe.task_loss(student, step.batch)
+        distill = pull("kl", [said["logits"]], student["logits"], temperature=scheme.temperature).loss
+        stats = {"train/task_loss": task.detach(), "train/distill_loss": distill.detach()}
+        return Loss(task + scheme.weight * factor(step.index) * distill, stats)
+
+    return one_phase(given.spec, recipe, given.replica, loss, teachers=[teacher], learner=learner)
+
+
+def both_at_once(given: Guided, weight: float) -> Phase:
+    """The phase `train` of `one_stage`: labels and hint from the first step to the last."""
+    recipe, at = given.recipe, given.at
+
+    def learner(artifacts: Artifacts) -> Learner:
+        net = staged(recipe)  # first, so that it begins as it would without a regressor
+        return Learner({"net": net, "regressor": given.regressor()})
+
+    def loss(step: Step) -> Loss:
+        student = step.show("net")
+        task, value = recipe.task_loss(student, step.batch), given.hint(step, student[f"stage{at}"])
+        stats = {"train/task_loss": task.detach(), "train/hint_loss": value.detach()}
+        return Loss(task + weight * value, stats)
+
+    return Phase(
+        name="train",
+        steps=given.spec.training.steps,
+        learner=learner,
+        batches=lambda artifacts: batches_of(given.spec, recipe, given.replica),
+        updates=[Update(loss, trains=("net", "regressor"))],
+        groups=groups(given.spec.training, {"net": ("net.*",), "regressor": ("regressor.*",)}),
+        teachers=[given.guiding],
+        surveys=surveys(given.spec, recipe, {"net": ""}),
+        export=stripped,
+    )
 
 
 def recipe_of_teacher(method: Hints, recipe: Recipe) -> Recipe:
@@ -149,6 +177,7 @@ def recipe_of_teacher(method: Hints, recipe: Recipe) -> Recipe:
 
 
 def staged(recipe: Recipe) -> Taps:
+    """A model of the recipe, with taps between its stages. Raises `ValueError` when it offers none."""
     return cut(recipe.build_model(), method="hints")
 
 

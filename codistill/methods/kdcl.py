@@ -110,10 +110,12 @@ def weights_of(total: Mapping[str, float]) -> tuple[Tensor, int]:
 
 
 def report(total: Mapping[str, float]) -> Mapping[str, float]:
+    """What is logged of the sums of `errors`: the networks' weights, and how many were below 0."""
     weights, negative = weights_of(total)
     each = {f"distill/weight_net{number}": float(weight) for number, weight in enumerate(weights)}
     return each | {"distill/negative_weights": float(negative)}
 
 
 def fold(state: State, total: Mapping[str, float]) -> State:
+    """The state with the weights that the sums of `errors` give."""
     return {**state, "weights": weights_of(total)[0].float()}

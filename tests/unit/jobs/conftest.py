@@ -3,14 +3,16 @@ command in a home of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from jobs import cli
+from jobs.store import Store
 from tests.postgres import Postgres
 from tests.stores import shared_server, sqlite_store
+from tests.unit.jobs.fakes import Clock
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +27,18 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return sqlite_store(tmp_path)
     server: Postgres = request.getfixturevalue("postgres")
     return server.empty()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(10_000.0)
+
+
+@pytest.fixture
+def store(store_url: str, clock: Clock) -> Iterator[Store]:
+    made = Store.open(store_url, clock)
+    yield made
+    made.close()
 
 
 Call = Callable[..., tuple[int, str, str]]

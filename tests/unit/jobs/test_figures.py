@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,6 @@ from jobs.status import State
 from jobs.store import Store
 from jobs.store_terms import Submission
 from tests.unit.jobs.fakes import Clock, beat, spec
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock(10_000.0)
-
-
-@pytest.fixture
-def store(store_url: str, clock: Clock) -> Iterator[Store]:
-    made = Store.open(store_url, clock)
-    yield made
-    made.close()
 
 
 def scrape(store: Store, storage: Path, token: str | None = None, *asked: str) -> dict[tuple[str, ...], float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,6 @@ from jobs.stored import AGAIN_S, REST_S, Measurer, bytes_under
 from tests.unit.jobs.fakes import Clock, spec
 
 ANN, BOB = (Caller(name, Scope.WRITE) for name in ("ann", "bob"))
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock(10_000.0)
-
-
-@pytest.fixture
-def store(store_url: str, clock: Clock) -> Iterator[Store]:
-    made = Store.open(store_url, clock)
-    yield made
-    made.close()
 
 
 def begun(store: Store, storage: Path, by: Caller, num_bytes: int, **change: Any) -> Job:

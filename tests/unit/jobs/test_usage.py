@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
@@ -23,18 +21,6 @@ from jobs.usage import Usage, usage_of
 from tests.unit.jobs.fakes import Clock, spec
 
 ANN, BOB = (Caller(name, Scope.WRITE) for name in ("ann", "bob"))
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock(10_000.0)
-
-
-@pytest.fixture
-def store(store_url: str, clock: Clock) -> Iterator[Store]:
-    made = Store.open(store_url, clock)
-    yield made
-    made.close()
 
 
 def reserve(store: Store, clock: Clock, by: Caller, ranks: int, cpus: float, gpus: float, for_s: float | None) -> Job:
