@@ -44,7 +44,7 @@ def checked_id(value: str) -> str:
     return value
 
 
-def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+def write_json(path: Path, value: Any, *, durable: bool = True, indent: int | None = 1) -> None:
     """Replace `path` by `value` as JSON, whole or not at all: a reader sees the old text or the new.
 
     `durable` waits until the disk has it, so that it outlives a loss of power. Raises `StorageError` when
@@ -54,7 +54,7 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w") as file:
-            json.dump(value, file, indent=1, sort_keys=True, allow_nan=False)
+            json.dump(value, file, indent=indent, sort_keys=True, allow_nan=False)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

@@ -13,7 +13,8 @@ from typing import Any
 from codistill.compare import ArmError, NothingToCompare
 from codistill.lineage import changed
 from codistill.spec import JobSpec
-from codistill.study.report import Facts, report_of
+from codistill.study.arms import Facts
+from codistill.study.report import report_of
 from codistill.study.trials import ARM_LABEL, CHOICE_LABEL, STUDY_LABEL, Trial
 from jobs.job import Job
 

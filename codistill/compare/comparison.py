@@ -16,6 +16,7 @@ from codistill.compare.models import (
     served_and_ensemble,
 )
 from codistill.compare.paired import repeated
+from codistill.compare.predictions import NothingToCompare
 from codistill.compare.render import arms_text, as_csv, differences_text
 from codistill.compare.rows import Difference, Measured, Row, Score, differences, measure
 from codistill.run_dir import RunDir
@@ -41,13 +42,12 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for programs."""
-        scores = [{**vars(score), "run": score.run and score.run.job_id} for score in self.scores]
         return {
             "rows": [vars(row) for row in self.rows],
             "served": self.served.arm,
             "baseline": self.baseline,
             "differences": [asdict(one) for one in self.differences],
-            "runs": scores,
+            "runs": [{key: value for key, value in vars(score).items() if key != "curve"} for score in self.scores],
             "notes": list(self.notes),
         }
 
@@ -91,23 +91,35 @@ def compare(
     for arm in wanted:
         known_arm(arm, list(entries), "--ensemble-of")
     deployed = None if incumbent is None else read_incumbent(*incumbent)
-    measured = _measure_all(entries, wanted, deployed, notes)
+    return set_against(measure_all(entries, wanted, deployed, notes), baseline, notes)
+
+
+def set_against(measured: Mapping[str, Measured], baseline: str | None = None, notes: Sequence[str] = ()) -> Comparison:
+    """Every arm against the baseline, see `compare`; `notes` stand before those that are found here.
+
+    Raises `ArmError` for a baseline that is none of them, `NothingToCompare` where test samples differ.
+    """
     base = known_arm(baseline, list(measured), "--baseline") if baseline else default_baseline(list(measured))
+    for arm, one in measured.items():
+        if one.test_rows != measured[base].test_rows:
+            raise NothingToCompare(
+                f"arms '{arm}' and '{base}' were tested on different samples, labels or classes;"
+                " compare runs of one data set and one split of it"
+            )
     found = [one for arm, it in measured.items() if arm != base for one in differences(it, measured[base])]
-    notes += _pairing_notes(measured, measured[base], found)
     return Comparison(
         rows=tuple(one.row for one in measured.values()),
         scores=tuple(score for one in measured.values() for score in one.scores),
         baseline=base,
         differences=tuple(found),
-        notes=tuple(notes),
+        notes=(*notes, *_pairing_notes(measured, measured[base], found)),
     )
 
 
-def _measure_all(
+def measure_all(
     entries: Mapping[str, Sequence[Entry]], wanted: Sequence[str], incumbent: Incumbent | None, notes: list[str]
 ) -> dict[str, Measured]:
-    """Arm after arm, so that the predictions of one are in memory at a time; ensembles come last."""
+    """Score arm after arm, so that the predictions of one are in memory at a time; ensembles come last."""
     measured: dict[str, Measured] = {}
     ensembles: dict[str, Measured] = {}
     reference: Model | None = None
@@ -170,7 +182,7 @@ def _unpaired(here: Measured, there: Measured) -> list[str]:
     alone = [score for score in here.scores if score.seed not in there.seeds]
     if not alone:
         return []
-    who = ", ".join(f"{score.run.job_id if score.run else '-'} (seed {score.seed})" for score in alone)
+    who = ", ".join(f"{score.run or '-'} (seed {score.seed})" for score in alone)
     return [f"{here.row.arm}: {who} without partner in {there.row.arm}, in no difference between the two"]
 
 

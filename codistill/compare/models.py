@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from codistill.compare.arms import MAIN, ArmError, Entry, arm_of, finished_attempt
 from codistill.compare.metrics import Diversity, diversity, ensemble, log_loss
 from codistill.compare.predictions import NothingToCompare, Predictions, read_predictions
+from codistill.records import read, values
 from codistill.run_dir import RunDir
+
+VALIDATION = "eval/log_loss"
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Model:
     """Among the replicas that the run has trained for this arm."""
     seconds: float
     bytes_exchanged: int
+    curve: tuple[tuple[int, float], ...] = ()
+    """Steps, and log loss on validation after them, as recorded; empty for several averaged."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ def served_and_ensemble(entry: Entry, *, ensembled: bool) -> tuple[Model, Model 
     among = diversity(list(test.values()))
     cost = entry.seconds, entry.bytes_exchanged
     run, fence, seed = entry.run, entry.fence, entry.seed
-    served = Model(run, fence, seed, best, validation[best], test[best], among, *cost)
+    curve = tuple(zip(*values(read(run, best, "metrics"), VALIDATION), strict=True))
+    served = Model(run, fence, seed, best, validation[best], test[best], among, *cost, curve)
     if not ensembled or len(test) < 2:
         return served, None
     means = ensemble(list(validation.values())), ensemble(list(test.values()))

@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from codistill.compare.comparison import Comparison
 from codistill.compare.paired import t_interval
-from codistill.compare.rows import Score
-from codistill.records import read, values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-VALIDATION = "eval/log_loss"
 # What a file says about when and by what it was made would make two files of the same numbers differ.
 METADATA: dict[str, dict[str, Any]] = {
     ".png": {"Software": None},
@@ -68,24 +65,17 @@ def draw(comparison: Comparison) -> Figure:
     return figure
 
 
-def validation_curve(score: Score) -> tuple[list[int], list[float]]:
-    """Steps and log loss of the model that stands for a run; both empty for an ensemble or where none was recorded."""
-    if score.run is None or score.replica is None:
-        return [], []
-    return values(read(score.run, score.replica, "metrics"), VALIDATION)
-
-
 def _draw_curves(axes: Axes, comparison: Comparison, colours: dict[str, str]) -> None:
     labelled: set[str] = set()
     missing: list[str] = []
     for score in comparison.scores:
-        steps, losses = validation_curve(score)
-        if steps:
+        if score.curve:
+            steps, losses = zip(*score.curve, strict=True)
             label = None if score.arm in labelled else score.arm
             labelled.add(score.arm)
             axes.plot(steps, losses, color=colours[score.arm], label=label, linewidth=1, marker=".")
         elif score.run is not None and score.replica is not None:
-            missing.append(score.run.job_id)
+            missing.append(score.run)
     if labelled:
         axes.legend()
     axes.set(xlabel="step", ylabel="log loss (nats)", title="validation")

@@ -3,6 +3,7 @@ half a million rows, or tens of thousands with hundreds of classes."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ class Predictions:
     def choices(self) -> Ints:
         """The most likely class of every row [N]; of several equally likely ones the first."""
         return self.log_probabilities.argmax(-1)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of what was to be predicted: the same for all models of one split of one data set."""
+        digest = hashlib.sha256(str(self.log_probabilities.shape).encode())
+        for rows in (self.ids, self.positions, self.labels):
+            digest.update(rows.tobytes())
+        return digest.hexdigest()
 
     def same_rows(self, other: Predictions) -> bool:
         """Whether both are about the same rows with the same labels and number of classes."""

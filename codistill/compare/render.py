@@ -24,7 +24,7 @@ _Cell = Callable[[Row], str]
 
 def arms_text(rows: Sequence[Row]) -> str:
     """The first block: one line per arm."""
-    return _aligned(*arm_cells(rows))
+    return aligned(*arm_cells(rows))
 
 
 def arm_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -56,7 +56,7 @@ def differences_text(differences: Sequence[Difference], baseline: str) -> str:
     without = {one.arm: one.n for one in differences if one.arm not in shown}
     lines = [difference_cells(one) for one in differences if one.arm in shown]
     lines += [[arm, "all", MISSING, MISSING, str(n), MISSING] for arm, n in without.items()]
-    return _aligned(head, lines)
+    return aligned(head, lines)
 
 
 def as_csv(rows: Sequence[Row], differences: Sequence[Difference], baseline: str | None) -> str:
@@ -100,7 +100,8 @@ def _value(metric: str, value: float | None, *, signed: bool = False) -> str:
     return f"{value:{sign}.{digits}f}"
 
 
-def _aligned(head: list[str], lines: Sequence[list[str]]) -> str:
+def aligned(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in columns, flush right."""
     table = [head, *lines]
     widths = [max(len(line[i]) for line in table) for i in range(len(head))]
     text = ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in table]

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import Annotated
+
+import numpy as np
+from pydantic import PlainSerializer, PlainValidator
 
 from codistill.compare.metrics import (
     accuracy,
@@ -18,7 +22,6 @@ from codistill.compare.metrics import (
 from codistill.compare.models import Incumbent, Model
 from codistill.compare.paired import Interval, Verdict, by_seed, churn_interval, paired_differences, t_interval, verdict
 from codistill.compare.predictions import Floats
-from codistill.run_dir import RunDir
 
 LOWER_IS_BETTER = {
     "log_loss": True,
@@ -30,12 +33,19 @@ LOWER_IS_BETTER = {
 """The metrics for which arms are set against the baseline."""
 
 
+Matrix = Annotated[
+    Floats, PlainValidator(lambda rows: np.asarray(rows, np.float64)), PlainSerializer(np.ndarray.tolist)
+]
+"""In JSON a list of lists."""
+
+
 @dataclass(frozen=True)
 class Score:
     """One model of an arm on the test set; `run`, `seed` and `replica` are None where it is of several."""
 
     arm: str
-    run: RunDir | None
+    run: str | None
+    """Its job's id."""
     seed: int | None
     replica: str | None
     validation_log_loss: float
@@ -50,6 +60,8 @@ class Score:
     diversity_kl_nats: float | None = None
     incumbent_mean_abs_difference: float | None = None
     incumbent_flips: float | None = None
+    curve: tuple[tuple[int, float], ...] = ()
+    """Steps, and log loss on validation after them; empty for several models and where none was recorded."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +105,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Measured:
-    """An arm with what differences are computed from."""
+    """An arm with all that it takes to set it against another."""
 
     row: Row
     scores: tuple[Score, ...]
-    churn: dict[str, Floats]
+    churn: dict[str, Matrix]
     """By measure, [runs, runs]."""
+    test_rows: str
+    """Digest of what was predicted: ids, positions, labels and number of classes."""
 
     @property
     def seeds(self) -> list[int]:
@@ -131,7 +145,7 @@ def measure(arm: str, models: Sequence[Model], incumbent: Incumbent | None, *, o
         incumbent_flips=_mean(scores, lambda score: score.incumbent_flips),
         one_model=one_model,
     )
-    return Measured(row, scores, matrices)
+    return Measured(row, scores, matrices, tests[0].digest)
 
 
 def differences(arm: Measured, baseline: Measured) -> list[Difference]:
@@ -159,7 +173,7 @@ def _score(arm: str, model: Model, incumbent: Incumbent | None) -> Score:
     deployed = None if incumbent is None or incumbent.is_relative(model) else incumbent.test
     return Score(
         arm=arm,
-        run=model.run,
+        run=None if model.run is None else model.run.job_id,
         seed=model.seed,
         replica=model.replica,
         validation_log_loss=log_loss(model.validation),
@@ -173,6 +187,7 @@ def _score(arm: str, model: Model, incumbent: Incumbent | None) -> Score:
         diversity_kl_nats=None if among is None else among.kl_nats,
         incumbent_mean_abs_difference=None if deployed is None else mean_abs_difference(model.test, deployed),
         incumbent_flips=None if deployed is None else flips(model.test, deployed),
+        curve=model.curve,
     )
 
 

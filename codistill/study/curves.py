@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import mean
 from typing import Any
 
@@ -12,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from codistill.compare.arms import MAIN, arm_of
-from codistill.compare.rows import Score
+from codistill.compare.models import VALIDATION
 from codistill.records import read, values
 from codistill.run_dir import RunDir, read_json
 from codistill.spec import JobSpec
 from codistill.study.effort import flops_by_step
 
-VALIDATION, RECEIVED = "eval/log_loss", "exchange/bytes_received"
+RECEIVED = "exchange/bytes_received"
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,9 @@ class Point:
     seeds: int
 
 
-def curve_of(scores: Sequence[Score], facts: Mapping[str, Any] | str) -> list[Point]:
-    """Of an arm, from what its runs have recorded; empty for an ensemble over runs, which is measured at its end
-    only. `facts` is what `codistill.describe` says of its jobs."""
-    found: dict[int, list[Point]] = {}
-    for score in scores:
-        if score.run is not None and score.replica is not None:
-            for point in _of_run(score.run, score.replica, facts):
-                found.setdefault(point.step, []).append(point)
-    return [_mean(points) for _, points in sorted(found.items())]
-
-
-def _of_run(run: RunDir, replica: str, facts: Mapping[str, Any] | str) -> list[Point]:
+def points_of(run: RunDir, replica: str, facts: Mapping[str, Any] | str) -> list[Point]:
+    """Of a run, from what it has recorded of the model that stands for it. `facts` is what `codistill.describe` says of
+    the job."""
     table, spec = read(run, replica, "metrics"), run.read_spec()
     steps, losses = values(table, VALIDATION)
     received = _received(run, replica, steps)
@@ -57,6 +49,14 @@ def _of_run(run: RunDir, replica: str, facts: Mapping[str, Any] | str) -> list[P
         Point(step, loss, at[n], received[n], _flops(spec, facts, step), 1)
         for n, (step, loss) in enumerate(zip(steps, losses, strict=True))
     ]
+
+
+def mean_curve(curves: Iterable[Sequence[Point]]) -> list[Point]:
+    """Of several runs, step by step, over those that were measured there."""
+    found: dict[int, list[Point]] = {}
+    for point in chain.from_iterable(curves):
+        found.setdefault(point.step, []).append(point)
+    return [_mean(points) for _, points in sorted(found.items())]
 
 
 def _flops(spec: JobSpec, facts: Mapping[str, Any] | str, step: int) -> float:

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from codistill.compare.plots import draw
-from codistill.compare.render import METRIC_NAMES, MISSING, arm_cells, difference_cells
+from codistill.compare.render import arm_cells, difference_cells
 from codistill.study.plots import as_svg, draw_curves
 from codistill.study.report import Report
+from codistill.study.text import REACH_HEAD, TRIED_HEAD, given_cells, given_head, reach_cells, tried_cells
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -39,12 +40,15 @@ def as_html(report: Report) -> str:
         _paragraphs(comparison.notes),
         f"<figure>{as_svg(draw(comparison))}</figure>",
         "<h2>What each arm was given</h2>",
-        _table(["arm", "seen", "operations", f"seen / {baseline}", f"operations / {baseline}"], _effort_rows(report)),
+        _table(given_head(report), given_cells(report)),
+        f"<h2>To the lowest log loss of {escape(baseline)} on validation</h2>",
+        f"<p>Steps and operations as multiples of what that took {escape(baseline)}, in the mean over the seeds.</p>",
+        _table(REACH_HEAD, reach_cells(report)),
         "<h2>Quality against what it took</h2>",
         f"<figure>{as_svg(draw_curves(report))}</figure>",
         *(_tried(report, arm) for arm in report.tried),
         "<h2>Specs</h2>",
-        *(_spec(arm, spec.model_dump(mode="json", exclude_defaults=True)) for arm, spec in report.specs.items()),
+        *(_spec(arm, spec.model_dump(mode="json", exclude_unset=True)) for arm, spec in report.specs.items()),
     ]
     title = f"<title>Study {escape(report.name)}</title>"
     start = f'<!doctype html><html lang="en"><meta charset="utf-8">{title}<style>{STYLE}</style>'
@@ -60,26 +64,8 @@ def _summary(report: Report) -> str:
     )
 
 
-def _effort_rows(report: Report) -> Iterable[Sequence[str]]:
-    for arm, effort in report.efforts.items():
-        ratio = report.ratios.get(arm)
-        mark = "" if ratio is None or ratio.is_equal else " (not the same)"
-        seen = f"{effort.units:,} {effort.unit}"
-        against = [MISSING, MISSING] if ratio is None else [f"{ratio.units:.2f}", f"{ratio.flops:.2f}"]
-        yield [arm + mark, seen, f"{effort.flops:.3g}", *against]
-
-
 def _tried(report: Report, arm: str) -> str:
-    rows = [
-        [
-            ", ".join(f"{key} = {value}" for key, value in one.settings.items()),
-            MISSING if one.validation_log_loss is None else f"{one.validation_log_loss:.4f}",
-            "chosen" if at == report.chosen.get(arm) else "",
-        ]
-        for at, one in enumerate(report.tried[arm])
-    ]
-    head = ["settings", f"{METRIC_NAMES['log_loss']} on validation", ""]
-    return f"<h2>What was tried for {escape(arm)}</h2>" + _table(head, rows)
+    return f"<h2>What was tried for {escape(arm)}</h2>" + _table(TRIED_HEAD, tried_cells(report, arm))
 
 
 def _spec(arm: str, spec: object) -> str:

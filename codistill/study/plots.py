@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codistill.compare.plots import METADATA, PlotsNotInstalled
@@ -32,6 +33,11 @@ def draw_curves(report: Report) -> Figure:
         axes.set(xlabel=label, ylabel="log loss on validation (nats)")
     figure.axes[0].legend()
     return figure
+
+
+def save_curves(report: Report, path: Path) -> None:
+    """Write `draw_curves` into `path`, an .svg file. Raises `PlotsNotInstalled`."""
+    path.write_text(as_svg(draw_curves(report)) + "\n")
 
 
 def as_svg(figure: Figure) -> str:

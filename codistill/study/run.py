@@ -38,8 +38,8 @@ def train_missing(
     trials: Sequence[Trial], storage: Path, *, say: Callable[[str], None], run_module: Callable[..., int]
 ) -> int:
     """Train what has not ended well yet; `run_module` runs a module with arguments, as a command, and returns its exit
-    code. The exit code of the first job that failed, which ends the study for now; 0
-    when all have been trained. Raises `StorageError` before anything is trained when the study has changed."""
+    code. The exit code of the first job that failed, which ends the study for now; 0 when all have been trained. Raises
+    `StorageError` before anything is trained when the study has changed."""
     progress = [progress_of(RunDir(storage, trial.job_id), trial) for trial in trials]
     missing = [(trial, state) for trial, state in zip(trials, progress, strict=True) if state is not Progress.DONE]
     if len(missing) < len(trials):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from codistill.run_dir import RunDir
 from jobs.cli.exits import CommandError, Exit
 from jobs.cli.local import Storage, refuse_missing_data, run_module, storage_or_default
 from jobs.cli.output import Format, emit, emit_data, plain, say, service_url
@@ -19,6 +21,7 @@ from jobs.cli.service import Url, connect
 if TYPE_CHECKING:
     from codistill.spec import JobSpec
     from codistill.study import Study, Trial
+    from codistill.study.arms import ArmResult
 
 FACTS_LIMIT_S = 120.0
 
@@ -32,6 +35,14 @@ def study(
         bool, typer.Option("--submit", help="Give the jobs to the service instead of training them here")
     ] = False,
     only_report: Annotated[bool, typer.Option("--only-report", help="Train nothing; what is there so far")] = False,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep the figures of every arm that is through in this directory, a small file each; an arm that has"
+            " one is not trained again, whatever has become of its runs",
+            metavar="DIR",
+        ),
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(help="Also write the report, with plots, into this .html file", metavar="FILE")
     ] = None,
@@ -41,7 +52,6 @@ def study(
     """Train every arm of a study with every seed, and set them side by side. The same command again goes on where it
     stopped."""
     from codistill.study import load_study, trials_of
-    from codistill.study.run import train_missing
 
     asked = load_study(file)
     trials = trials_of(asked)
@@ -51,17 +61,81 @@ def study(
         _be_fair(asked, trials, facts)
         if submit:
             return _submitted(trials, url)
-        for trial in trials:
-            refuse_missing_data(trial.spec)
-        directory = storage_or_default(storage)
-        if not only_report:
-            # What the jobs print is no part of the report.
-            code = train_missing(trials, directory, say=say, run_module=partial(run_module, stdout=sys.stderr))
-            if code != 0:
-                return code
-        return _report(asked, trials, directory, facts, html, output)
+        work = _Work(asked, trials, storage_or_default(storage), results, facts)
+        if not only_report and (code := work.train()) != Exit.DONE:
+            return code
+        return _report(work, html, output)
     finally:
         facts.close()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A study, what is there of it, and where."""
+
+    study: Study
+    trials: list[Trial]
+    storage: Path
+    results: Path | None
+    facts: _Facts
+
+    def train(self) -> int:
+        """What is missing. Without a place for results seed after seed, so that all arms can be compared early; else
+        arm after arm, so that results come early."""
+        from codistill.study.run import train_missing
+
+        kept = [] if self.results is None else [arm for arm in self.study.arms if self._kept(arm) is not None]
+        missing = [trial for trial in self.trials if trial.arm not in kept]
+        for trial in missing:
+            refuse_missing_data(trial.spec)
+        if kept:
+            say(f"results of {len(kept)} of {len(self.study.arms)} arms are in {self.results}")
+        parts = [missing] if self.results is None else [self.of(arm) for arm in self.study.arms if arm not in kept]
+        for part in parts:
+            # What the jobs print is no part of the report.
+            code = train_missing(part, self.storage, say=say, run_module=partial(run_module, stdout=sys.stderr))
+            if code != Exit.DONE:
+                return code
+            if self.results is not None:
+                self._keep(part[0].arm)
+        return Exit.DONE
+
+    def found(self) -> list[ArmResult]:
+        """Of every arm of which something is there."""
+        both = [self._kept(arm) or self._result(arm) for arm in self.study.arms]
+        return [result for result in both if result is not None]
+
+    def missing(self) -> list[str]:
+        """Ids of jobs that have not ended well, of arms without a kept result."""
+        from codistill.study.arms import validation_log_loss
+
+        open_trials = [trial for trial in self.trials if self._kept(trial.arm) is None]
+        runs = [RunDir(self.storage, trial.job_id) for trial in open_trials]
+        return [run.job_id for run in runs if validation_log_loss(run) is None]
+
+    def of(self, arm: str) -> list[Trial]:
+        """Its trials."""
+        return [trial for trial in self.trials if trial.arm == arm]
+
+    def _result(self, arm: str) -> ArmResult | None:
+        from codistill.study.arms import result_of
+
+        return result_of(self.of(arm), self.storage, self.facts, ensembled=arm in self.study.ensemble_of)
+
+    def _kept(self, arm: str) -> ArmResult | None:
+        from codistill.study.results import kept_result
+
+        if self.results is None:
+            return None
+        return kept_result(self.results, self.of(arm), ensembled=arm in self.study.ensemble_of)
+
+    def _keep(self, arm: str) -> None:
+        from codistill.study.results import keep
+
+        result = self._result(arm)
+        if self.results is not None and result is not None:
+            ensembled = arm in self.study.ensemble_of
+            say(f"the result of {arm} is in {keep(self.results, self.of(arm), result, ensembled=ensembled)}")
 
 
 class _Facts:
@@ -110,18 +184,17 @@ def _submitted(trials: list[Trial], url: str | None) -> int:
     return Exit.DONE
 
 
-def _report(asked: Study, trials: list[Trial], storage: Path, facts: _Facts, html: Path | None, output: Format) -> int:
+def _report(work: _Work, html: Path | None, output: Format) -> int:
     from codistill.compare import NothingToCompare
-    from codistill.study.report import report_of
+    from codistill.study.report import report_on
+    from codistill.study.text import as_text
 
     try:
-        report = report_of(
-            asked.name, trials, storage, facts, baseline=asked.set_against, ensemble_of=asked.ensemble_of
-        )
+        report = report_on(work.study.name, work.found(), baseline=work.study.set_against, missing=work.missing())
     except NothingToCompare as error:
         raise CommandError(str(error), Exit.JOB_NOT_FINISHED) from None
     if output is Format.TABLE:
-        emit("\n".join(map(plain, report.as_text().splitlines())))
+        emit("\n".join(map(plain, as_text(report).splitlines())))
     else:
         emit_data(json.loads(json.dumps(report.as_json())), output)
     if html is not None:

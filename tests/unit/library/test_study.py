@@ -17,6 +17,7 @@ from codistill.study.effort import Effort, effort_of, flops_by_step, ratios
 from codistill.study.report import Report, report_of
 from codistill.study.run import train_missing
 from codistill.study.spec import parse_study
+from codistill.study.text import as_text
 from tests.ended_runs import ended_run
 from tests.support import SMALL, new_run
 
@@ -211,7 +212,7 @@ def test_a_seed_that_a_combination_lacks_does_not_choose(tmp_path: Path) -> None
     report = report_of("tiny", trials, tmp_path, lambda spec: facts, baseline="solo")
     assert report.chosen["pair"] == 0
     assert report.missing == ("tiny-pair-1-1",)
-    assert "not ended well yet: tiny-pair-1-1" in report.as_text()
+    assert "not ended well yet: tiny-pair-1-1" in as_text(report)
 
 
 def test_without_a_run_of_the_baseline_there_is_nothing_to_report(tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""What is kept of a study: small files that stand for runs which are gone, and what it took arms to be as good."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from codistill.run_dir import StorageError
+from codistill.study import Trial, trials_of
+from codistill.study.arms import ArmResult, result_of
+from codistill.study.curves import Point
+from codistill.study.reach import first_at, reach_of
+from codistill.study.report import report_on
+from codistill.study.results import keep, kept_result
+from codistill.study.spec import parse_study
+from codistill.study.text import as_text
+from tests.ended_runs import ended_run
+from tests.support import SMALL
+
+STUDY = {
+    "name": "tiny",
+    "seeds": [1, 2, 3],
+    "base": {**SMALL, "method": {"kind": "solo"}, "replicas": {"count": 2}},
+    "arms": {"solo": {}, "pair": {"method": {"kind": "codistillation"}, "controls": ["solo"]}},
+    "ensemble_of": ["solo"],
+}
+FACTS = {
+    "unit": "samples",
+    "units_per_sample": 1,
+    "phases": {"train": {"steps": 12, "flops_per_step": 10.0, "teachers_flops_per_step": 1.0}},
+}
+
+
+def sure(share: float) -> list[list[float]]:
+    return [[share, 1 - share], [1 - share, share]]
+
+
+def ended(storage: Path) -> dict[str, tuple[list[Trial], ArmResult]]:
+    """Both arms, their runs in `storage`; those of `pair` have a control beside them."""
+    trials = trials_of(parse_study(STUDY))
+    for trial in trials:
+        best = 0.6 + trial.seed / 20 + (0.02 * trial.seed if trial.arm == "pair" else 0.0)
+        splits = {f"replica-{i}": (sure(best - i / 10), sure(best - i / 10)) for i in range(2)}
+        if trial.arm == "pair":
+            splits["solo-0"] = (sure(0.55), sure(0.55))
+        ended_run(storage, trial.job_id, splits, [0, 1], seed=trial.seed, spec=trial.spec)
+    by_arm = {arm: [trial for trial in trials if trial.arm == arm] for arm in STUDY["arms"]}
+    results = {arm: result_of(own, storage, lambda spec: FACTS, ensembled=arm == "solo") for arm, own in by_arm.items()}
+    return {arm: (by_arm[arm], result) for arm, result in results.items() if result is not None}
+
+
+def test_a_report_on_kept_results_is_that_on_the_runs_which_are_gone(tmp_path: Path) -> None:
+    storage, kept = tmp_path / "runs", tmp_path / "kept"
+    storage.mkdir()
+    found = ended(storage)
+    for arm, (trials, result) in found.items():
+        assert keep(kept, trials, result, ensembled=arm == "solo").name == f"{arm}.json"
+    shutil.rmtree(storage)
+    before = report_on("tiny", [result for _, result in found.values()], baseline="solo")
+    read = [kept_result(kept, trials, ensembled=arm == "solo") for arm, (trials, _) in found.items()]
+    after = report_on("tiny", [result for result in read if result is not None], baseline="solo")
+    assert [row.arm for row in after.comparison.rows] == ["solo", "pair", "pair/solo", "ensemble of 2 solo"]
+    assert as_text(after) == as_text(before)
+    assert after.as_json() == before.as_json()
+    assert after.specs == before.specs
+
+
+def test_what_was_not_kept_is_none_and_what_is_of_other_jobs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    found = ended(tmp_path / "runs")
+    trials, result = found["pair"]
+    assert kept_result(tmp_path, trials, ensembled=False) is None
+    path = keep(tmp_path, trials, result, ensembled=False)
+    other = parse_study({**STUDY, "base": {**STUDY["base"], "data": {"kind": "disjoint"}}})  # type: ignore[dict-item]
+    changed = [trial for trial in trials_of(other) if trial.arm == "pair"]
+    for refused, ensembled in ((changed, False), (trials[:2], False), (trials, True)):
+        with pytest.raises(StorageError, match=r"pair\.json was made from other jobs than arm 'pair' has now"):
+            kept_result(tmp_path, refused, ensembled=ensembled)
+    path.write_text("{}")
+    with pytest.raises(StorageError, match=r"pair\.json holds no result of an arm .*; delete it"):
+        kept_result(tmp_path, trials, ensembled=False)
+
+
+# ---------------------------------------------------------------- as good as the baseline
+
+
+def curve(*points: tuple[int, float], flops_per_step: float = 2.0) -> tuple[Point, ...]:
+    return tuple(Point(step, loss, step / 10, 3.0 * step, flops_per_step * step, 1) for step, loss in points)
+
+
+def test_where_a_curve_is_as_low_lies_on_the_line_between_two_points() -> None:
+    losses = curve((10, 1.0), (20, 0.8), (30, 0.4), (40, 0.6), (50, 0.3))
+    assert first_at(losses, 0.5) == Point(28, 0.5, pytest.approx(2.75), 82.5, 55.0, 1)
+    assert first_at(losses, 0.4) == Point(30, 0.4, 3.0, 90.0, 60.0, 1)
+    assert first_at(losses, 1.5) == losses[0]
+    assert first_at(losses, 0.2) is None
+
+
+def test_reach_is_paired_by_seed_and_counts_who_never_got_there() -> None:
+    """Of seed 1 the baseline is best at step 40, of seed 2 at 20; the arm needs 30 and 10 and, of seed 3, fails."""
+    base = {
+        1: curve((20, 0.9), (40, 0.5), (60, 0.7)),
+        2: curve((20, 0.5), (40, 0.5)),
+        3: curve((20, 0.5)),
+        4: curve((20, 0.5)),
+    }
+    arm = {
+        1: curve((20, 0.7), (40, 0.3), flops_per_step=4.0),
+        2: curve((10, 0.5), flops_per_step=4.0),
+        3: curve((40, 0.6)),
+    }
+    reach = reach_of(arm, base)
+    assert (reach.seeds, reach.reached) == (3, 2)
+    assert reach.steps == pytest.approx((30 / 40 + 10 / 20) / 2)
+    assert reach.flops == pytest.approx((120 / 80 + 40 / 40) / 2)
+    assert reach.received_bytes == pytest.approx((90 + 30) / 2)
+    # Student's t with one degree of freedom: 12.706 times the standard error, which is half the distance of the two.
+    assert reach.steps_interval is not None
+    assert reach.steps_interval.high - reach.steps_interval.mean == pytest.approx(12.706 * 0.125, rel=1e-4)
+
+
+def test_an_arm_that_is_never_as_good_has_no_figures(tmp_path: Path) -> None:
+    reach = reach_of({1: curve((20, 0.9))}, {1: curve((20, 0.5))})
+    assert (reach.seeds, reach.reached, reach.steps, reach.flops) == (1, 0, None, None)
+
+
+def test_of_the_text_each_line_says_how_many_got_there(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    found = ended(tmp_path / "runs")
+    results: list[Any] = []
+    for arm, (_, result) in found.items():
+        curves = {seed: curve((20, 0.6), (40, 0.5 if arm == "solo" else 0.2)) for seed in (1, 2, 3)}
+        results.append(ArmResult(**{**vars(result), "curves": curves}))
+    text = as_text(report_on("tiny", results, baseline="solo"))
+    head, line = text.partition("to the lowest log loss of solo on validation")[2].splitlines()[1::2][:2]
+    assert head.split()[:5] == ["arm", "got", "there", "steps", "95"]
+    assert line.split()[:4] == ["pair", "3", "of", "3"]
+    assert line.split()[4:] == ["0.62", "0.62", "..", "0.62", "0.62", "75", "B"]
