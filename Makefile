@@ -9,7 +9,7 @@ LOCKED := $(PIP) --no-deps --require-hashes
 LOCK := UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
   --default-index https://pypi.org/simple --generate-hashes --no-annotate --no-emit-package torch -c constraints.txt pyproject.toml
 
-.PHONY: demo test lane-ray lane-service test-page test-postgres test-deploy lint lock bench methods clean
+.PHONY: demo test lane-ray lane-service test-page test-postgres test-deploy lint lock bench methods evidence clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make lint   format check, lint, types, import contracts"
 	@echo "make lock   write requirements/ anew, from constraints.txt"
 	@echo "make methods  train every method once on real data, see whether it keeps what it promises, measure its cost"
+	@echo "make evidence  train every study of docs/evidence as far as its results are missing; hours"
 	@echo "make bench  measure what training and the exchange cost"
 
 # torch is the one that no lock has: its build (CPU, CUDA) is yours, pinned by version; install your torch first, or see
@@ -82,6 +83,10 @@ lock: $(RUNS)
 	$(LOCK) --extra cluster --extra postgres --extra digits -o requirements/run.lock
 	$(LOCK) --extra dev -o requirements/dev.lock
 	$(LOCK) --extra browser -o requirements/page.lock
+
+evidence: $(READY)
+	for data in fashion-mnist flights gcide; do $(BIN)/codistill data import $$data || exit 1; done
+	$(BIN)/python -m tests.benchmarks.evidence
 
 methods: $(READY)
 	$(BIN)/python -m tests.benchmarks.methods

@@ -39,6 +39,11 @@ CHECKS = [
 ]
 
 
+def of(cases: int) -> settings:
+    """Hypothesis gives up on what it cannot make after ten attempts for each case."""
+    return settings(max_examples=cases, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+
+
 class World:
     """A service with a job in the queue, one that has ended, and one that runs."""
 
@@ -94,13 +99,15 @@ def test_no_answer_is_a_surprise(world: World) -> None:
 
     routes = [found.ok() for found in document.get_all_operations()]
     assert len(routes) >= 14
-    many = settings(max_examples=CASES_PER_ROUTE, deadline=None, suppress_health_check=list(HealthCheck), database=None)
     for route in routes:
         for mode in GenerationMode:
+            strategy = route.as_strategy(generation_mode=mode)
             try:
-                many(given(route.as_strategy(generation_mode=mode))(ask))()
-            except Unsatisfiable:  # a route without parameters cannot be asked wrongly
+                of(1)(given(strategy)(ask))()
+            except Unsatisfiable:  # a route without parameters cannot be asked wrongly; found out in few attempts
                 assert mode is GenerationMode.NEGATIVE
+            else:
+                of(CASES_PER_ROUTE)(given(strategy)(ask))()
     assert answers.total() >= CASES, answers
     assert not [code for code in answers if code >= 500], answers
     assert {200, 202, 404, 422} <= set(answers), answers
