@@ -86,6 +86,9 @@ class _Work:
 
         kept = [] if self.results is None else [arm for arm in self.study.arms if self._kept(arm) is not None]
         missing = [trial for trial in self.trials if trial.arm not in kept]
+        if missing and not self.storage.is_dir():
+            message = f"storage {self.storage} does not exist; create it, or name another directory"
+            raise CommandError(message, Exit.USAGE)
         for trial in missing:
             refuse_missing_data(trial.spec)
         if kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,25 @@ def test_a_place_that_is_not_there_is_refused_first(file: Path, tmp_path: Path, 
     code, _, error = call_at_home("study", str(file), "--html", str(tmp_path / "none" / "r.html"))
     assert code == Exit.USAGE
     assert "the directory does not exist" in error
+
+
+def test_what_is_kept_of_arms_outlives_their_runs(file: Path, tmp_path: Path, call_at_home: Call) -> None:
+    value = json.loads(file.read_text())
+    file.write_text(json.dumps({**value, "unequal": "name"}))
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    for trial in trials_of(load_study(file)):
+        splits = {f"replica-{i}": (PROBABILITIES, PROBABILITIES) for i in range(trial.spec.replicas.count)}
+        ended_run(runs, trial.job_id, splits, [0, 1], spec=trial.spec)
+    words = ("study", str(file), "--storage", str(runs), "--results", str(results))
+    code, first, error = call_at_home(*words)
+    assert code == Exit.DONE
+    assert f"the result of pair is in {results / 'pair.json'}" in error
+    shutil.rmtree(runs)
+    code, again, error = call_at_home(*words)
+    assert (code, again) == (Exit.DONE, first)
+    assert f"results of 2 of 2 arms are in {results}" in error
+    assert "job 1 of" not in error
+    (results / "solo.json").unlink()
+    code, _, error = call_at_home(*words)
+    assert code == Exit.USAGE
+    assert f"storage {runs} does not exist" in error
