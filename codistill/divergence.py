@@ -75,6 +75,15 @@ def _weights_and_shares(
     return weights, total / heard.sum(0).clamp(min=1)
 
 
+def attended(teachers: Sequence[Tensor], student: Tensor, attention: Tensor, *, temperature: float = 1.0) -> Pulled:
+    """KL between the teachers' distributions at the temperature, mixed by `attention` [..., m] at each place, and the
+    student's. Gradient goes to the student's logits and to the attention, else that would never learn (OKDDip, Chen et
+    al. 2020); what teachers say is detached."""
+    heard = [logits.detach() for logits in teachers]
+    target = combine.mean_probabilities(heard, temperature=temperature, weights=attention.movedim(-1, 0))
+    return Pulled(losses.kl_divergence(target, student, temperature=temperature, through=True), target.detach())
+
+
 def by_labels(target: NaiveTarget | LinearTarget | MinLogitTarget, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
     """What the logits [..., classes] of m networks become, by the labels [...]: logits of their size, without
     gradient."""

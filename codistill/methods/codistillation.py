@@ -10,8 +10,15 @@ off. Only replica i's own weights receive gradient. `method.divergence` offers o
 cross-entropy, `method.weight_schedule` lets the weight change from the burn-in on, and `method.harm_guard` lets peer j
 count exp(-d) where it is d nats worse than replica i on the batch, by the labels.
 
-`method.target` builds another target than the mean, from the peers and the student's own prediction: KDCL over stale
-peers (see `kdcl.py`), where z_i is detached in the target.
+`method.target` builds another target than the mean. KDCL over stale peers (see `kdcl.py`) takes the student's own
+prediction for one more, detached in the target. OKDDip's attention over them (see `okddip.py`) mixes the peers present,
+by h, what a classifier is shown; alpha is not detached, and each replica has a W_L and a W_E that it sends to nobody:
+
+    attention  sum_j alpha_j softmax(z_j' / T), alpha_j = softmax_j((W_L h_i) . (W_E h_j'))
+
+The paper has the student in its mixture too (`target.itself`), where the divergence is least when it listens to itself
+alone. `distill/num_attended` logs to how many a replica listens, exp(entropy of alpha) in the mean, and
+`distill/own_attention` the share of the student.
 
 With `exchange.currency` 'predictions' softmax(z_j') is what peer j predicted for the sample when it last trained on it.
 Then m counts the peers who have done so, sample by sample, and a sample of which nobody has spoken has no second term.
@@ -31,21 +38,32 @@ import torch
 from torch import Tensor
 
 from codistill import losses
-from codistill.divergence import advantage, by_labels, guarded, pull
+from codistill.divergence import Pulled, advantage, attended, by_labels, guarded, pull
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.predictions import form_of
-from codistill.methods.common import one_phase
-from codistill.phase import Loss, Phase, Replica, Step
-from codistill.recipes import Recipe
+from codistill.methods.common import at_rest, from_step, groups, one_network, one_phase
+from codistill.phase import Artifacts, Learner, Loss, Phase, Replica, Step
+from codistill.recipes import Recipe, open_recipe
 from codistill.schedules import open_schedule
-from codistill.spec import Codistillation, JobSpec, MeanTarget
+from codistill.spec import AttentionTarget, Codistillation, JobSpec, MeanTarget
+from codistill.surgery.attention import Listener
+from codistill.surgery.stages import shapes
 from codistill.teachers import PeerPredictions, Peers, TeacherSource
 from codistill.topology import teachers_of
 
 
 def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
-    """One phase: burn-in is the time during which no peer has published and the list of targets is empty."""
+    """One phase: burn-in is the time during which no peer has published and the list of targets is empty. Raises
+    `ValueError` for attention among models without features of one width."""
     factor = open_schedule(method.weight_schedule, spec.training.steps - spec.burn_in_steps)
+    attends = isinstance(method.target, AttentionTarget)
+    width = features_width(spec, recipe) if attends else 0
+
+    def learner(artifacts: Artifacts) -> Learner:
+        parts = one_network(recipe, artifacts)  # first, so that it begins as it would by itself
+        if attends:
+            parts["attention"] = Listener(width)
+        return parts
 
     def loss(step: Step) -> Loss:
         student = step.show("net")
@@ -53,20 +71,27 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
         peers = step.targets["peers"]
         if not peers:
             stats = {"train/task_loss": task.detach(), "distill/num_teachers": torch.tensor(0.0)}
-            return Loss(task, stats, said=student)
-        said = [peer["logits"] for peer in peers]
+            idle = at_rest(step.learner["attention"].parameters()) if attends else 0.0
+            return Loss(task + idle, stats, said=student)
+        own, said = student["logits"], [peer["logits"] for peer in peers]
         present = torch.stack([peer["found"] for peer in peers]) if "found" in peers[0] else None
         told = [peer["log_labels"] for peer in peers] if "log_labels" in peers[0] else None
-        better = advantage(said, student["logits"], step.batch.y, present=present, log_labels=told)
+        better = advantage(said, own, step.batch.y, present=present, log_labels=told)
         trust = guarded(better) if method.harm_guard else None
-        if isinstance(method.target, MeanTarget):
-            teachers, heard = said, present
-        else:
-            teachers = [by_labels(method.target, everyone(student["logits"], said, present), step.batch.y)]
-            heard = None if present is None else present.any(0, keepdim=True)
-        pulled = pull(
-            method.divergence, teachers, student["logits"], temperature=method.temperature, trust=trust, present=heard
-        )
+        listening: dict[str, Tensor] = {}
+        match method.target:
+            case MeanTarget():
+                pulled = pulled_by(method, said, own, trust=trust, present=present)
+            case AttentionTarget(itself=itself):
+                speakers = [student, *peers] if itself else peers
+                alpha = step.parts["attention"](student["features"], [one["features"] for one in speakers])
+                mixed = [one["logits"] for one in speakers]
+                pulled = attended(mixed, own, alpha, temperature=method.temperature)
+                listening = attention_of(alpha, itself=itself)
+            case chosen:
+                target = by_labels(chosen, everyone(own, said, present), step.batch.y)
+                heard = None if present is None else present.any(0, keepdim=True)
+                pulled = pulled_by(method, [target], own, present=heard)
         weight = method.weight * factor(step.index - spec.burn_in_steps)
         stats = {
             "train/task_loss": task.detach(),
@@ -75,6 +100,7 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
             "distill/teacher_off_label": losses.off_label(pulled.target, step.batch.y, heard=pulled.heard),
             "distill/teacher_advantage": better.mean(),
             "distill/weight": torch.tensor(weight),
+            **listening,
         }
         if trust is not None:
             stats["distill/trust"] = trust.mean()
@@ -82,7 +108,45 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
             stats |= coverage(present, torch.stack([peer["age_steps"] for peer in peers]))
         return Loss(task + weight * pulled.loss, stats, said=student)
 
-    return one_phase(spec, recipe, replica, loss, teachers=[peers_of(spec, recipe, replica)])
+    # Before anybody is heard weight decay alone would move what listens to them.
+    listens = from_step(spec.burn_in_steps, groups(spec.training, {"attention": ("attention.*",)})["attention"])
+    return one_phase(
+        spec,
+        recipe,
+        replica,
+        loss,
+        teachers=[peers_of(spec, recipe, replica)],
+        learner=learner,
+        beside={"attention": listens} if attends else {},
+    )
+
+
+def pulled_by(method: Codistillation, teachers: Sequence[Tensor], student: Tensor, **heard: Tensor | None) -> Pulled:
+    """The term of the method's divergence and temperature; `heard` is as for `pull`."""
+    return pull(method.divergence, teachers, student, temperature=method.temperature, **heard)
+
+
+def attention_of(alpha: Tensor, *, itself: bool) -> dict[str, Tensor]:
+    """To how many of m a replica listens, of weights [..., m]: 1 when to one alone, m when to all alike; and its own
+    share, which comes first, when it is one of them."""
+    alpha = alpha.detach()
+    stats = {"distill/num_attended": (-(alpha * alpha.log()).sum(-1)).exp().mean()}
+    return stats | ({"distill/own_attention": alpha[..., 0].mean()} if itself else {})
+
+
+def features_width(spec: JobSpec, recipe: Recipe) -> int:
+    """Of what the classifier of the recipe's model is shown. Raises `ValueError` when the model does not tell, or
+    another replica's is of another width."""
+    everyone = [open_recipe(spec.for_replica(peer)) for peer in range(len(spec.recipes))]
+    taps = [shapes(one.build_model, one.example(2)) for one in [recipe, *everyone]]
+    widths = [one["features"][-1] for one in taps if "features" in one]
+    if len(widths) < len(taps) or len(set(widths)) > 1:
+        found = ", ".join(map(str, widths)) or "none"
+        raise ValueError(
+            "method.target 'attention' compares what the models of all replicas answer as 'features' (found are widths"
+            f" {found} of {len(taps)}); let each answer them, of one width, or use another target"
+        )
+    return widths[0]
 
 
 def everyone(own: Tensor, peers: Sequence[Tensor], present: Tensor | None) -> list[Tensor]:

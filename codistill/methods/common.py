@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, assert_never
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from codistill.averaging import Averaging, Outer
 from codistill.batch import Batch
@@ -17,7 +19,7 @@ from codistill.evaluate import LOGITS, validation_survey
 from codistill.phase import Artifacts, Group, Learner, Loss, Phase, Replica, Step, Survey, Update
 from codistill.randomness import seed_everything
 from codistill.recipes import Recipe
-from codistill.schedules import open_schedule
+from codistill.schedules import Factor, open_schedule
 from codistill.spec import AdamW, JobSpec, Sgd, Training
 from codistill.teachers import TeacherSource
 
@@ -38,9 +40,11 @@ def one_phase(
     steps: int | None = None,
     taps: Mapping[str, str] = LOGITS,
     export: Callable[[Learner], nn.Module] = lambda learner: learner["net"],
+    beside: Mapping[str, Group] = MappingProxyType({}),
 ) -> list[Phase]:
-    """A single phase in which `loss` trains the part `net`, whose `taps` are evaluated, each under its name; all of the
-    training, unless `name` and `steps` say otherwise. Of a phase under another name the surveys' names tell so."""
+    """A single phase in which `loss` trains the part `net`, whose `taps` are evaluated, each under its name, and the
+    groups `beside` it; all of the training, unless `name` and `steps` say otherwise. Of a phase under another name the
+    surveys' names tell so."""
     whose = "" if name == TRAIN else f"{name}/"
     training = spec.training if steps is None else spec.training.model_copy(update={"steps": steps})
     return [
@@ -49,8 +53,8 @@ def one_phase(
             steps=training.steps,
             learner=learner or (lambda artifacts: one_network(recipe, artifacts)),
             batches=lambda artifacts: batches_of(spec, recipe, replica, name),
-            updates=[Update(loss, trains=("net",))],
-            groups=groups(training, {"net": ("net.*",)}),
+            updates=[Update(loss, trains=("net", *beside))],
+            groups={**groups(training, {"net": ("net.*",)}), **beside},
             teachers=teachers,
             rules=rules,
             surveys=[validation(spec, recipe, "net", {f"{whose}{of}": tap for of, tap in taps.items()})],
@@ -120,6 +124,21 @@ def groups(training: Training, select: Mapping[str, tuple[str, ...]]) -> dict[st
         )
         for name, globs in select.items()
     }
+
+
+def from_step(first: int, group: Group) -> Group:
+    """The same, at rest before step `first`: neither its optimizer nor its weight decay moves it."""
+
+    def later(factor: Factor) -> Factor:
+        return lambda step: factor(step) if step >= first else 0.0
+
+    return replace(group, schedule=later(group.schedule), decay_schedule=later(group.decay_schedule))
+
+
+def at_rest(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """0, with a gradient of 0 in each of the parameters: what a term comes to while nobody is there who could teach
+    them."""
+    return 0.0 * torch.stack([parameter.sum() for parameter in parameters]).sum()
 
 
 def open_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -20,8 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from codistill import combine, losses
-from codistill.divergence import diversity, pull
+from codistill.divergence import attended, diversity, pull
 from codistill.methods.common import one_phase
 from codistill.phase import Artifacts, Learner, Loss, Phase, Replica, Step
 from codistill.recipes import Recipe
@@ -48,7 +47,7 @@ def plan(spec: JobSpec, method: Okddip, recipe: Recipe, replica: Replica) -> Seq
         tasks = [recipe.task_loss(of_branch(said, k), step.batch) for k in range(method.nets)]
         leader, *peers = of_each(said, "logits")
         of_leader = pull("kl", peers, leader, temperature=method.temperature).loss
-        of_peers = torch.stack(attended(peers, said["attention"], temperature=method.temperature)).sum()
+        of_peers = torch.stack(each_attends(peers, said["attention"], temperature=method.temperature)).sum()
         weight = method.weight * factor(step.index)
         stats = {
             "train/task_loss": tasks[0].detach(),
@@ -64,12 +63,9 @@ def plan(spec: JobSpec, method: Okddip, recipe: Recipe, replica: Replica) -> Seq
     return one_phase(spec, recipe, replica, loss, learner=learner, taps=evaluated, export=first_net)
 
 
-def attended(peers: Sequence[Tensor], attention: Tensor, *, temperature: float) -> list[Tensor]:
-    """The term of each of m peers, from their logits [..., classes] and `attention` [..., m, m]: scalars whose gradient
-    goes to the peer's own logits and to the attention."""
-    heard = [logits.detach() for logits in peers]
-    terms: list[Tensor] = []
-    for logits, weights in zip(peers, attention.unbind(-2), strict=True):
-        target = combine.mean_probabilities(heard, temperature=temperature, weights=weights.movedim(-1, 0))
-        terms.append(losses.kl_divergence(target, logits, temperature=temperature, through=True))
-    return terms
+def each_attends(peers: Sequence[Tensor], attention: Tensor, *, temperature: float) -> list[Tensor]:
+    """The term of each of m peers, from their logits [..., classes] and `attention` [..., m, m]: scalars."""
+    return [
+        attended(peers, own, weights, temperature=temperature).loss
+        for own, weights in zip(peers, attention.unbind(-2), strict=True)
+    ]

@@ -25,6 +25,7 @@ from codistill.spec.cohorts import (
     One,
 )
 from codistill.spec.combining import (
+    AttentionTarget,
     CohortTarget,
     GeneralTarget,
     LinearTarget,
@@ -132,6 +133,7 @@ __all__ = [
     "Afd",
     "All",
     "Arm",
+    "AttentionTarget",
     "AutoTopology",
     "AutoTransport",
     "BeYourOwnTeacher",

@@ -45,8 +45,31 @@ class GeneralTarget(Spec):
     """Steps between measurements; left out, `training.evaluate_interval_steps`. The paper has one in each epoch."""
 
 
-PeersTarget = Annotated[MeanTarget | NaiveTarget | LinearTarget | MinLogitTarget, Field(discriminator="kind")]
+class AttentionTarget(Spec):
+    """The peers' distributions, mixed by attention over their features, which the student learns (OKDDip, Chen et al.
+    2020)."""
+
+    kind: Literal["attention"] = "attention"
+    itself: bool = False
+    """Whether the student's own prediction is in the mixture too, as in the paper: attention may then learn to listen
+    to it alone, which leaves no term (`distill/own_attention`)."""
+
+
+PeersTarget = Annotated[
+    MeanTarget | NaiveTarget | LinearTarget | MinLogitTarget | AttentionTarget, Field(discriminator="kind")
+]
 CohortTarget = Annotated[NaiveTarget | LinearTarget | MinLogitTarget | GeneralTarget, Field(discriminator="kind")]
+
+
+def why_nothing_to_attend(target: PeersTarget, *, most_heard: int) -> str | None:
+    """Why attention would have no choice where no replica ever hears more than `most_heard` others at once, and what
+    would be right; None when it has."""
+    if not isinstance(target, AttentionTarget) or target.itself or most_heard > 1:
+        return None
+    return (
+        "method.target 'attention' chooses among teachers, and exchange.topology with replicas.count lets no replica"
+        " hear two at once; use topology 'all' and at least 3 replicas, or method.target.itself = true"
+    )
 
 
 def why_not_cut(target: PeersTarget | CohortTarget, *, ranks: int, accumulate: int) -> str | None:

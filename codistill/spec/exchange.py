@@ -73,6 +73,19 @@ def misfit(topology: Topology, replicas: int) -> str | None:
     return None
 
 
+def most_heard(topology: Topology, replicas: int) -> int:
+    """How many others the replica hears at once that hears most of them."""
+    match topology:
+        case AutoTopology() if replicas > ALL_UP_TO_REPLICAS:
+            return 1
+        case AutoTopology() | All():
+            return replicas - 1
+        case Explicit():
+            return max(map(len, topology.teachers))
+        case _:
+            return min(1, replicas - 1)
+
+
 class AutoTransport(Spec):
     """Files on one machine; on Ray the object store, and files again in lockstep, where snapshots must outlive
     whoever published them."""

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from codistill.spec.averaging import DiLoCo, LocalSgd, why_not_averaged
 from codistill.spec.base import NAME_PATTERN, Spec
 from codistill.spec.cohorts import NORMALISED, Kdcl
-from codistill.spec.combining import GeneralTarget, why_not_cut
-from codistill.spec.exchange import Exchange, MemoryTransport, Predictions, misfit
+from codistill.spec.combining import GeneralTarget, why_not_cut, why_nothing_to_attend
+from codistill.spec.exchange import Exchange, MemoryTransport, Predictions, misfit, most_heard
 from codistill.spec.joining import why_not_cached, why_not_joined
 from codistill.spec.methods import (
     DEFAULT_BURN_IN_FRACTION,
@@ -25,7 +25,7 @@ from codistill.spec.methods import (
     Solo,
 )
 from codistill.spec.mixed import why_not_mixed
-from codistill.spec.offers import why_not_offered
+from codistill.spec.offers import why_not_offered, why_not_seen
 from codistill.spec.offline import KnowledgeDistillation, steps_before
 from codistill.spec.recipes import Digits, Installed, Recipe
 from codistill.spec.training import Replicas, Training
@@ -93,8 +93,14 @@ class JobSpec(Spec):
                 raise ValueError(problem)
         if self.exchanges and (problem := misfit(self.exchange.topology, self.replicas.count)) is not None:
             raise ValueError(f"exchange.{problem}")
-        if self.recipes and (problem := why_not_mixed(self.recipes, self.recipe, self.replicas.count)) is not None:
-            raise ValueError(problem)
+        if isinstance(self.method, Codistillation):
+            heard = most_heard(self.exchange.topology, self.replicas.count)
+            if (problem := why_nothing_to_attend(self.method.target, most_heard=heard)) is not None:
+                raise ValueError(problem)
+        if self.recipes:
+            problem = why_not_mixed(self.recipes, self.recipe, self.replicas.count)
+            if (problem := problem or why_not_seen(self.method, self.recipes)) is not None:
+                raise ValueError(problem)
         if isinstance(self.method, Codistillation) and isinstance(self.exchange.currency, Predictions):
             problem = why_not_joined(self.exchange.currency, self.exchange, self.method, self.recipe, self.data)
             if problem is not None:

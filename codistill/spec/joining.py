@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from codistill.spec.combining import MeanTarget
+from codistill.spec.combining import AttentionTarget, MeanTarget
 from codistill.spec.exchange import Exchange, Predictions
 from codistill.spec.methods import Codistillation, DataMode, Disjoint, Overlap
 from codistill.spec.recipes import Images, Recipe
@@ -29,6 +29,11 @@ def why_not_joined(
     currency: Predictions, exchange: Exchange, method: Codistillation, recipe: Recipe, data: DataMode
 ) -> str | None:
     """What keeps predictions from being joined by sample, and what would be right; None when nothing does."""
+    if isinstance(method.target, AttentionTarget):
+        return (
+            "method.target 'attention' looks at the peers' features, and predictions have none; use"
+            " exchange.currency.kind = 'weights', or another target"
+        )
     if (key := augmentation_of(recipe)) is not None:
         return (
             f"recipe.{key} shows each replica a sample in another random way, and predictions are joined by sample"

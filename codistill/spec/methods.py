@@ -18,7 +18,7 @@ from codistill.spec.cohorts import (
     Okddip,
     One,
 )
-from codistill.spec.combining import MeanTarget, PeersTarget
+from codistill.spec.combining import AttentionTarget, MeanTarget, PeersTarget
 from codistill.spec.offline import ChurnReduction, Hints, KnowledgeDistillation
 from codistill.spec.training import Constant, WeightSchedule
 
@@ -43,7 +43,8 @@ class Codistillation(Spec):
     divergence: Divergence = "cross_entropy"
     """What the term measures between the target and the student's prediction."""
     target: PeersTarget = MeanTarget()
-    """What the predictions of the peers, and but for `mean` the student's own, become."""
+    """What the predictions of the peers become: their `mean`, a mixture that `attention` learns, or, with the student's
+    own prediction, one of KDCL's."""
     weight_schedule: WeightSchedule = Constant()
     """Of the weight, from the burn-in on: its step 0 is the first in which teachers are heard."""
     harm_guard: bool = False
@@ -61,8 +62,17 @@ class Codistillation(Spec):
     def _peers_are_weighed_once(self) -> Codistillation:
         if self.harm_guard and not isinstance(self.target, MeanTarget):
             raise ValueError(
-                f"harm_guard weighs peers in their mean, and target '{self.target.kind}' chooses among them by the"
-                " labels already; leave one of them out"
+                f"harm_guard weighs peers in their mean, and target '{self.target.kind}' chooses among them by itself;"
+                " leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _attention_has_what_it_learns_by(self) -> Codistillation:
+        if isinstance(self.target, AttentionTarget) and self.divergence != "kl":
+            raise ValueError(
+                f"target 'attention' learns whom to listen to by the divergence 'kl', this is '{self.divergence}';"
+                " use divergence = 'kl'"
             )
         return self
 

@@ -3,10 +3,12 @@ before anything is built."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
 from codistill.spec.cohorts import Afd, BeYourOwnTeacher, CheapConvolutions, FeatureFusionLearning, Okddip, One
+from codistill.spec.combining import AttentionTarget
 from codistill.spec.methods import Method
 from codistill.spec.offline import Hints
 from codistill.spec.recipes import Cnn, Digits, Images, Installed, Mlp, Recipe, ResNet, Tabular, Text
@@ -22,6 +24,8 @@ class Offer:
     """Whether what the last stage gives has places side by side, [channels, height, width]."""
     augmented: bool
     """Whether a sample looks different at every step."""
+    features: int
+    """Width of what the model's head is shown."""
     labels_per_sample: int
     installed: bool = False
     """Whether it is a package's own, of which nothing is known before it is opened."""
@@ -31,20 +35,21 @@ def offer_of(recipe: Recipe) -> Offer:
     """What `recipe` offers."""
     match recipe:
         case Digits():
-            return Offer(stages=2, maps=True, augmented=False, labels_per_sample=1)
+            return Offer(stages=2, maps=True, augmented=False, features=8 * recipe.width, labels_per_sample=1)
         case Images(model=model):
             return Offer(
                 stages=_stages(model),
                 maps=not isinstance(model, Mlp),
                 augmented=recipe.flip or recipe.shift_pixels > 0,
+                features=model.width if isinstance(model, Mlp) else 4 * model.width,
                 labels_per_sample=1,
             )
-        case Text():
-            return Offer(stages=recipe.layers, maps=False, augmented=False, labels_per_sample=recipe.context)
-        case Tabular():
-            return Offer(stages=recipe.layers, maps=False, augmented=False, labels_per_sample=1)
+        case Text(layers=layers, width=width):
+            return Offer(layers, maps=False, augmented=False, features=width, labels_per_sample=recipe.context)
+        case Tabular(layers=layers, width=width):
+            return Offer(layers, maps=False, augmented=False, features=width, labels_per_sample=1)
         case Installed():
-            return Offer(stages=0, maps=False, augmented=False, labels_per_sample=0, installed=True)
+            return Offer(stages=0, maps=False, augmented=False, features=0, labels_per_sample=0, installed=True)
         case _:
             assert_never(recipe)
 
@@ -62,6 +67,20 @@ def why_not_offered(method: Method, recipe: Recipe) -> str | None:
         f"method '{method.kind}' needs a model of at least {needed} stages, that of recipe '{recipe.kind}' has"
         f" {offer.stages}; {_remedy(recipe)}{split}"
     )
+
+
+def why_not_seen(method: Method, recipes: Sequence[Recipe]) -> str | None:
+    """What keeps replicas of different `recipes` from looking into each other's models, and what would be right; None
+    when nothing does, or when that shows only once they are opened."""
+    first, *others = [offer_of(recipe) for recipe in recipes]
+    target = getattr(method, "target", None)
+    for number, other in enumerate(others, 1):
+        if isinstance(target, AttentionTarget) and other.features != first.features:
+            return (
+                f"recipes.{number} has a model of {other.features} features and recipes.0 one of {first.features}, and"
+                " method.target 'attention' compares them; make them equal, or use another target"
+            )
+    return None
 
 
 def stages_needed(method: Method) -> int:

@@ -27,9 +27,25 @@ class Attention(nn.Module):
 
     def weights(self, features: Sequence[Tensor]) -> Tensor:
         each = torch.stack(list(features), dim=-2)
-        energy = self.listens(each) @ self.speaks(each).transpose(-1, -2)
+        return self.among(each, each)
+
+    def among(self, listeners: Tensor, speakers: Tensor) -> Tensor:
+        """Of listeners [..., k, width] among speakers [..., m, width]: [..., k, m]."""
+        energy = self.listens(listeners) @ self.speaks(speakers).transpose(-1, -2)
         alpha = F.softmax(energy, dim=-1, dtype=torch.float32)
         return alpha.clamp(min=torch.finfo(alpha.dtype).tiny)  # whose logarithm has a gradient
 
     def forward(self, said: Outputs) -> dict[str, Tensor]:
         return {"attention": self.weights(of_each(said, "features")[1:])}
+
+
+class Listener(nn.Module):
+    """Whom one network listens to, of others that have projections of their own or none: from its features [..., width]
+    and those of m speakers to its row of `Attention`, [..., m]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention = Attention(width)
+
+    def forward(self, own: Tensor, speakers: Sequence[Tensor]) -> Tensor:
+        return self.attention.among(own.unsqueeze(-2), torch.stack(list(speakers), dim=-2)).squeeze(-2)

@@ -8,7 +8,7 @@ from typing import Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from codistill.batch import Batch, Outputs
+from codistill.batch import Batch, Outputs, as_outputs
 
 
 @runtime_checkable
@@ -78,7 +78,7 @@ def cut(model: nn.Module, *, method: str, stages: int = 1) -> Taps:
 def shapes(build: Callable[[], nn.Module], example: Batch, view: str = "x") -> dict[str, tuple[int, ...]]:
     """Shape of each tap that the module of `build` gives for one sample. Nothing is computed."""
     module = _without_memory(build)
-    return {name: tuple(tap.shape[1:]) for name, tap in module(_shown(example, view)).items()}
+    return {name: tuple(tap.shape[1:]) for name, tap in as_outputs(module(_shown(example, view))).items()}
 
 
 def stage_count(taps: Iterable[str]) -> int:

@@ -106,6 +106,11 @@ def peers_stay_diverse(ran: Ran, solo: Ran) -> bool:
     return ran.last("train/diversity") > 0 and as_good(ran, solo)
 
 
+def chooses_among_peers(ran: Ran, solo: Ran) -> bool:
+    """Of two it hears neither one alone nor both alike."""
+    return 1.01 < ran.last("distill/num_attended") < 1.99 and as_good(ran, solo)
+
+
 def hints_are_followed(ran: Ran, solo: Ran) -> bool:
     hint = ran.curve("train/hint_loss")
     return hint[-1] < 0.7 * hint[0] and as_good(ran, solo)
@@ -118,6 +123,7 @@ CHECKS: Mapping[str, tuple[str, Check]] = {
         "the teacher is no worse than its students",
         ensemble_is_better("", "net1/", ensemble="teacher/"),
     ),
+    "codistillation-attention": ("chooses among its peers, no worse than alone", chooses_among_peers),
     "deep-mutual-learning": ("no worse than alone", as_good),
     "feature-fusion-learning": (
         "the fused classifier is no worse than its networks",

@@ -51,6 +51,7 @@ class Case:
     """Whether replica 1 trains a wider model."""
 
 
+ITSELF = {"kind": "attention", "itself": True}
 BRANCHES_OFF = {"label_weight": 0.0, "weight": 0.0}
 CASES = {
     "solo": Case({"kind": "solo"}, {}),
@@ -67,6 +68,11 @@ CASES = {
     ),
     "codistillation, min_logit": Case(
         {"kind": "codistillation", "burn_in_steps": 3, "target": {"kind": "min_logit"}}, {"weight": 0.0}, replicas=2
+    ),
+    "codistillation, attention": Case(
+        {"kind": "codistillation", "burn_in_steps": 3, "divergence": "kl", "target": ITSELF},
+        {"weight": 0.0},
+        replicas=2,
     ),
     "knowledge_distillation": Case(
         {"kind": "knowledge_distillation", "teacher": {"kind": "trained_first", "steps": 8}},

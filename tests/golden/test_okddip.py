@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from codistill.divergence import diversity
 from codistill.methods import plan
-from codistill.methods.okddip import attended
+from codistill.methods.okddip import each_attends
 from codistill.phase import Artifacts, Phase, Replica, Step
 from codistill.recipes import open_recipe
 from codistill.surgery.attention import Attention
@@ -82,12 +82,12 @@ def test_the_loss_is_the_papers() -> None:
 def test_equal_attention_is_the_plain_mean_and_one_peer_has_nothing_to_learn() -> None:
     torch.manual_seed(0)
     peers = [torch.randn(4, 5) for _ in range(3)]
-    terms = attended(peers, torch.full((4, 3, 3), 1 / 3), temperature=2.0)
+    terms = each_attends(peers, torch.full((4, 3, 3), 1 / 3), temperature=2.0)
     mean = torch.stack([(z / 2).softmax(-1) for z in peers]).mean(0)
     for term, z in zip(terms, peers, strict=True):
         assert_close(term, 4 * F.kl_div((z / 2).log_softmax(-1), mean, reduction="batchmean"))
     attention = Attention(16)
-    (alone,) = attended(peers[:1], attention.weights([torch.randn(4, 16)]), temperature=2.0)
+    (alone,) = each_attends(peers[:1], attention.weights([torch.randn(4, 16)]), temperature=2.0)
     assert alone.item() == pytest.approx(0, abs=1e-6)
 
 
@@ -102,7 +102,7 @@ def test_attention_learns_and_so_far_apart_that_one_peer_is_heard_no_more_it_sta
         assert parameter.grad.any() or "bias" in name, name
     features = [torch.tensor([[100.0, 0.0]], requires_grad=True), torch.tensor([[0.0, 100.0]], requires_grad=True)]
     torch.stack(
-        attended([torch.randn(1, 3), torch.randn(1, 3)], by_hand().weights(features), temperature=1.0)
+        each_attends([torch.randn(1, 3), torch.randn(1, 3)], by_hand().weights(features), temperature=1.0)
     ).sum().backward()
     assert all(torch.isfinite(one.grad).all() for one in features if one.grad is not None)
 

@@ -13,6 +13,8 @@ from codistill.methods import plan
 from codistill.phase import Replica
 from codistill.recipes import recipe_of
 from codistill.spec import (
+    AttentionTarget,
+    Codistillation,
     FeatureFusionLearning,
     Installed,
     JobSpec,
@@ -39,7 +41,13 @@ RECIPES: list[dict[str, Any]] = [
     {"kind": "tabular", "width": 4, "layers": 2},
 ]
 KINDS: list[Method] = [choice() for choice in get_args(get_args(Method)[0])]
-METHODS: list[Method] = [*KINDS, One(split=2), Okddip(split=0), FeatureFusionLearning(split=1)]
+METHODS: list[Method] = [
+    *KINDS,
+    Codistillation(divergence="kl", target=AttentionTarget()),
+    One(split=2),
+    Okddip(split=0),
+    FeatureFusionLearning(split=1),
+]
 
 
 @pytest.fixture
@@ -57,6 +65,7 @@ def test_the_spec_accepts_a_method_for_a_recipe_if_and_only_if_a_plan_can_be_mad
         taps = shapes(lambda recipe=recipe: cut(recipe.build_model(), method="none"), recipe.example(2))
         assert offer.stages == sum(name.startswith("stage") for name in taps), settings
         assert offer.maps == (len(taps[f"stage{offer.stages - 1}"]) == 3), settings
+        assert offer.features == taps["features"][-1], settings
         assert offer.labels_per_sample == recipe.example(1).y.numel(), settings
         for method in METHODS:
             spec = JobSpec(method=Solo()).model_copy(update={"method": method, "recipe": choice})
