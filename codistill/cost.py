@@ -154,7 +154,8 @@ def _activations(
         step = Step(phase.steps - 1, batch, learner, dict(learner.items()), targets, work.state, ("cost",))
         value = phase.updates[number].loss(step).value
     found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    value.backward()
+    if value.requires_grad:  # else the update is off, of a replica that hears nobody
+        value.backward()
     work.clear_gradients()
     return found
 

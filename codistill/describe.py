@@ -29,11 +29,11 @@ from codistill.exchange.weights import bytes_published
 from codistill.methods import phase_of, plan
 from codistill.methods.common import TRAIN
 from codistill.numerics import all_reduce_bytes
-from codistill.phase import Learner, Replica
+from codistill.phase import Artifacts, Learner, Replica
 from codistill.price import exchanges_of
 from codistill.recipes import RecipeUnavailable, open_recipe
 from codistill.recipes.base import Recipe
-from codistill.spec import DiLoCo, Ensemble, Installed, JobSpec, KnowledgeDistillation
+from codistill.spec import Codistillation, DiLoCo, Ensemble, Installed, JobSpec, KnowledgeDistillation
 from codistill.spec_errors import SpecError, parse_spec
 from codistill.spec_files import load_spec
 from codistill.throughput import forward_flops
@@ -95,10 +95,8 @@ def facts_of(spec: JobSpec, replica: int) -> dict[str, Any]:
     recipe = open_recipe(spec)
     model = model_of(recipe)
     teachers = [] if spec.averages else [peer for peer, _ in heard]
-    snapshot = bytes_published(model, spec.exchange.precision)
-    received = len(heard) * snapshot
-    if spec.recipes:
-        received = sum(bytes_published(model_of(open_recipe(its)), spec.exchange.precision) for _, its in heard)
+    snapshot = snapshot_bytes(spec, replica)
+    received = sum(snapshot_bytes(spec, peer) for peer, _ in heard) if spec.recipes else len(heard) * snapshot
     costs = costs_of(spec, recipe, teachers)
     form = form_of(spec.exchange.currency, spec.method, recipe.classes, tuple(recipe.example(1).y.shape[1:]))
     table_bytes = 0
@@ -144,6 +142,17 @@ def model_of(recipe: Recipe) -> nn.Module:
     with torch.device("meta"):
         model = recipe.build_model()
     return model.to("meta")  # what was put elsewhere by name
+
+
+def snapshot_bytes(spec: JobSpec, replica: int) -> int:
+    """Of the weights that a replica publishes: its model's, and what critics of its peers need beside it."""
+    its = spec.for_replica(replica)
+    shown = model_of(open_recipe(its))
+    if isinstance(its.method, Codistillation) and its.method.critics is not None:
+        (phase,) = plan(its, open_recipe(its), Replica(replica, its.replicas.count, its.seed))
+        with torch.device("meta"):
+            shown = phase.learner(Artifacts())["net"].to("meta")
+    return bytes_published(shown, its.exchange.precision)
 
 
 def costs_of(spec: JobSpec, recipe: Recipe, peers: Sequence[int]) -> dict[str, PhaseCost]:

@@ -55,6 +55,8 @@ FORK = (
     "method.temperature",
     "method.divergence",
     "method.harm_guard",
+    "method.critics.learning_rate",
+    "method.critics.weight_decay",
     "method.burn_in_steps",
     "method.epsilon",
     "method.alpha",

@@ -98,10 +98,12 @@ def train_step(
     micros = batch.split(around.numerics.accumulate)
     heard: dict[int, Targets] = {}
     stats: dict[str, Tensor] = {}
+    all_heard = True
     for number, update in enumerate(phase.updates):
         work.clear_gradients()
         for at, micro in enumerate(micros):
             targets = heard.pop(at) if at in heard else _targets(work.teachers, micro, around.numerics)
+            all_heard &= all(targets.values())
             if number + 1 < len(phase.updates):
                 heard[at] = targets
             seed_everything(*around.stream, work.step, number, at, around.ranks.rank)
@@ -111,16 +113,19 @@ def train_step(
                 if loss.said is not None:
                     for teacher in work.teachers.values():
                         teacher.listen(micro, loss.said)
-                work.scaler.scale(loss.value / len(micros)).backward()
+                if loss.value.requires_grad:
+                    work.scaler.scale(loss.value / len(micros)).backward()
             for name, value in {"train/loss": loss.value.detach(), **loss.stats}.items():
                 stats[name] = stats.get(name, 0.0) + value / len(micros)
-        if work.step == 0:
-            _check_reach({name: work.groups[name] for name in update.trains})
-        for name in update.trains:
-            work.groups[name].step(work.step, work.scaler)
-        if work.scaler.is_enabled():
+        reached = {name: work.groups[name] for name in update.trains if work.groups[name].is_reached}
+        if not work.reach_checked:
+            _check_reach({name: work.groups[name] for name in update.trains} if all_heard else reached)
+        for group in reached.values():
+            group.step(work.step, work.scaler)
+        if work.scaler.is_enabled() and reached:
             work.scaler.update()
             stats["train/loss_scale"] = torch.tensor(work.scaler.get_scale())
+    work.reach_checked |= all_heard
     return stats
 
 

@@ -66,6 +66,8 @@ class Loss:
     """A scalar to go down, and scalars to be logged. `stats` are detached means over the batch."""
 
     value: Tensor
+    """Of what it does not reach nothing is moved in this step, neither by an optimizer nor by weight decay; without
+    gradient, nothing at all."""
     stats: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     said: Outputs | None = None
     """What the student said of the batch, for those who pass it on to its peers."""

@@ -37,6 +37,11 @@ class OpenGroup:
         decays = [entry.get("weight_decay", 0.0) for entry in optimizer.param_groups]
         return OpenGroup(group, parameters, optimizer, rates, decays)
 
+    @property
+    def is_reached(self) -> bool:
+        """Whether the backward pass gave any of its parameters a gradient."""
+        return any(parameter.grad is not None for parameter in self.parameters.values())
+
     def step(self, step: int, scaler: GradScaler) -> None:
         """One optimizer step at the learning rate and weight decay that the schedules give for `step`."""
         scaler.unscale_(self.optimizer)
@@ -76,6 +81,8 @@ class PhaseInProgress:
     scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
     step: int = 0
     """Updates completed in this phase."""
+    reach_checked: bool = False
+    """Whether losses have been seen to reach all that they train."""
 
     @staticmethod
     def begin(

@@ -60,7 +60,7 @@ def plan(spec: JobSpec, method: Afd, recipe: Recipe, replica: Replica) -> Sequen
         return Loss((tasks + method.weight * distill).sum(), stats)
 
     def features(step: Step) -> Loss:
-        fooled = [(1 - step.parts[f"critic{k}"](shown(step, k, maps))).square().mean() for k, _ in pairs]
+        fooled = [fooling(step.parts[f"critic{k}"], shown(step, k, maps)) for k, _ in pairs]
         value = torch.stack(fooled).sum()
         return Loss(value, {"train/feature_loss": value.detach() / method.nets})
 
@@ -70,6 +70,7 @@ def plan(spec: JobSpec, method: Afd, recipe: Recipe, replica: Replica) -> Sequen
         value = torch.stack(judged).sum()
         return Loss(value, {"train/critic_loss": value.detach() / method.nets})
 
+    rates = (method.adversarial_learning_rate, method.adversarial_weight_decay)
     before_maps = reached(staged, recipe.example(2), maps)
     features_group = [f"net{k}.{name}" for k in range(method.nets) for name in before_maps]
     return [
@@ -85,8 +86,8 @@ def plan(spec: JobSpec, method: Afd, recipe: Recipe, replica: Replica) -> Sequen
             ],
             groups={
                 **groups(spec.training, {f"net{k}": (f"net{k}.*",) for k in range(method.nets)}),
-                "features": adversarial(method, *features_group, "transition*"),
-                "critics": adversarial(method, "critic*"),
+                "features": adversarial(*rates, *features_group, "transition*"),
+                "critics": adversarial(*rates, "critic*"),
             },
             surveys=surveys(spec, recipe, {f"net{k}": f"net{k}/" if k else "" for k in range(method.nets)}),
             export=stripped,
@@ -107,19 +108,23 @@ def shown_again(step: Step, k: int, maps: str) -> Tensor:
         return transition(as_outputs(net(step.batch.views["x"]))[maps])
 
 
+def fooling(critic: nn.Module, made_up: Tensor) -> Tensor:
+    """What features have to learn: to be taken for a teacher's (least squares)."""
+    return (1 - critic(made_up)).square().mean()
+
+
 def criticism(critic: nn.Module, real: Tensor, made_up: Tensor) -> Tensor:
-    """What a critic has to learn: 1 for its teacher's features, 0 for those of its own network (least squares)."""
-    of_real, of_made_up = critic(torch.cat([real, made_up])).chunk(2)
-    return ((1 - of_real).square() + of_made_up.square()).mean()
+    """What a critic has to learn: 1 for features of teachers, [n, channels, ...], 0 for those of its own network,
+    [N, channels, ...] (least squares)."""
+    of_real, of_made_up = critic(torch.cat([real, made_up])).split([len(real), len(made_up)])
+    return (1 - of_real).square().mean() + of_made_up.square().mean()
 
 
-def adversarial(method: Afd, *select: str) -> Group:
+def adversarial(learning_rate: float, weight_decay: float, *select: str) -> Group:
     """Adam at a rate of its own, constant."""
     return Group(
         select,
-        lambda parameters: torch.optim.AdamW(
-            parameters, lr=method.adversarial_learning_rate, weight_decay=method.adversarial_weight_decay
-        ),
+        lambda parameters: torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay),
         schedule=lambda step: 1.0,
     )
 

@@ -20,6 +20,9 @@ The paper has the student in its mixture too (`target.itself`), where the diverg
 alone. `distill/num_attended` logs to how many a replica listens, exp(entropy of alpha) in the mean, and
 `distill/own_attention` the share of the student.
 
+With `method.critics` replicas also bring the distribution of their feature maps to that of their peers', each through a
+critic of its own: AFD (see `afd.py`) over stale peers, whose copies show theirs. `stale_critics.py` has the formulas.
+
 With `exchange.currency` 'predictions' softmax(z_j') is what peer j predicted for the sample when it last trained on it.
 Then m counts the peers who have done so, sample by sample, and a sample of which nobody has spoken has no second term.
 Where it is known by draws, gradients are right in the mean, and so is the logged cross-entropy; the logged `kl` is not:
@@ -41,7 +44,8 @@ from codistill import losses
 from codistill.divergence import Pulled, advantage, attended, by_labels, guarded, pull
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.predictions import form_of
-from codistill.methods.common import at_rest, from_step, groups, one_network, one_phase
+from codistill.methods.common import groups, one_network, one_phase
+from codistill.methods.stale_critics import with_critics
 from codistill.phase import Artifacts, Learner, Loss, Phase, Replica, Step
 from codistill.recipes import Recipe, open_recipe
 from codistill.schedules import open_schedule
@@ -54,7 +58,7 @@ from codistill.topology import teachers_of
 
 def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
     """One phase: burn-in is the time during which no peer has published and the list of targets is empty. Raises
-    `ValueError` for attention among models without features of one width."""
+    `ValueError` for attention or critics among models that do not offer what these compare, or not in one form."""
     factor = open_schedule(method.weight_schedule, spec.training.steps - spec.burn_in_steps)
     attends = isinstance(method.target, AttentionTarget)
     width = features_width(spec, recipe) if attends else 0
@@ -71,8 +75,7 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
         peers = step.targets["peers"]
         if not peers:
             stats = {"train/task_loss": task.detach(), "distill/num_teachers": torch.tensor(0.0)}
-            idle = at_rest(step.learner["attention"].parameters()) if attends else 0.0
-            return Loss(task + idle, stats, said=student)
+            return Loss(task, stats, said=student)
         own, said = student["logits"], [peer["logits"] for peer in peers]
         present = torch.stack([peer["found"] for peer in peers]) if "found" in peers[0] else None
         told = [peer["log_labels"] for peer in peers] if "log_labels" in peers[0] else None
@@ -108,17 +111,18 @@ def plan(spec: JobSpec, method: Codistillation, recipe: Recipe, replica: Replica
             stats |= coverage(present, torch.stack([peer["age_steps"] for peer in peers]))
         return Loss(task + weight * pulled.loss, stats, said=student)
 
-    # Before anybody is heard weight decay alone would move what listens to them.
-    listens = from_step(spec.burn_in_steps, groups(spec.training, {"attention": ("attention.*",)})["attention"])
-    return one_phase(
+    phases = one_phase(
         spec,
         recipe,
         replica,
         loss,
         teachers=[peers_of(spec, recipe, replica)],
         learner=learner,
-        beside={"attention": listens} if attends else {},
+        beside=groups(spec.training, {"attention": ("attention.*",)} if attends else {}),
     )
+    if method.critics is None:
+        return phases
+    return [with_critics(phase, spec, method.critics, recipe) for phase in phases]
 
 
 def pulled_by(method: Codistillation, teachers: Sequence[Tensor], student: Tensor, **heard: Tensor | None) -> Pulled:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, assert_never
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from codistill.averaging import Averaging, Outer
 from codistill.batch import Batch
@@ -19,7 +18,7 @@ from codistill.evaluate import LOGITS, validation_survey
 from codistill.phase import Artifacts, Group, Learner, Loss, Phase, Replica, Step, Survey, Update
 from codistill.randomness import seed_everything
 from codistill.recipes import Recipe
-from codistill.schedules import Factor, open_schedule
+from codistill.schedules import open_schedule
 from codistill.spec import AdamW, JobSpec, Sgd, Training
 from codistill.teachers import TeacherSource
 
@@ -124,21 +123,6 @@ def groups(training: Training, select: Mapping[str, tuple[str, ...]]) -> dict[st
         )
         for name, globs in select.items()
     }
-
-
-def from_step(first: int, group: Group) -> Group:
-    """The same, at rest before step `first`: neither its optimizer nor its weight decay moves it."""
-
-    def later(factor: Factor) -> Factor:
-        return lambda step: factor(step) if step >= first else 0.0
-
-    return replace(group, schedule=later(group.schedule), decay_schedule=later(group.decay_schedule))
-
-
-def at_rest(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """0, with a gradient of 0 in each of the parameters: what a term comes to while nobody is there who could teach
-    them."""
-    return 0.0 * torch.stack([parameter.sum() for parameter in parameters]).sum()
 
 
 def open_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

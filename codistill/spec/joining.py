@@ -34,6 +34,11 @@ def why_not_joined(
             "method.target 'attention' looks at the peers' features, and predictions have none; use"
             " exchange.currency.kind = 'weights', or another target"
         )
+    if method.critics is not None:
+        return (
+            "method.critics look at the peers' feature maps, and predictions have none; use exchange.currency.kind ="
+            " 'weights', or leave critics out"
+        )
     if (key := augmentation_of(recipe)) is not None:
         return (
             f"recipe.{key} shows each replica a sample in another random way, and predictions are joined by sample"

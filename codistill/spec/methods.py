@@ -32,6 +32,16 @@ class Solo(Spec):
     kind: Literal["solo"] = "solo"
 
 
+class Critics(Spec):
+    """What brings the distribution of a replica's feature maps to that of its peers' (AFD, Chung et al. 2020)."""
+
+    learning_rate: float = Field(default=2e-5, ge=0, le=1)
+    """Of Adam, for features and critic; 0 leaves predictions alone."""
+    weight_decay: float = Field(default=1e-4, ge=0, le=1)
+    channels: int = Field(default=32, ge=1, le=4096)
+    """Width that transitions bring the feature maps to, and critics look at."""
+
+
 class Codistillation(Spec):
     """Replicas pulled towards the mean prediction of stale copies of their peers (Anil et al. 2018)."""
 
@@ -49,6 +59,9 @@ class Codistillation(Spec):
     """Of the weight, from the burn-in on: its step 0 is the first in which teachers are heard."""
     harm_guard: bool = False
     """Whether a teacher that knows the labels of a batch worse than the student counts less there."""
+    critics: Critics | None = None
+    """Left out, replicas learn from the predictions of their peers alone; given, from the distribution of their feature
+    maps too, each through a critic of its own (`learning_rate`, `weight_decay`, `channels`)."""
     burn_in_steps: int | None = Field(default=None, ge=0)
     """Steps before teachers are heard; left out, 40 % of `training.steps`."""
 

@@ -9,7 +9,7 @@ from typing import assert_never
 
 from codistill.spec.cohorts import Afd, BeYourOwnTeacher, CheapConvolutions, FeatureFusionLearning, Okddip, One
 from codistill.spec.combining import AttentionTarget
-from codistill.spec.methods import Method
+from codistill.spec.methods import Codistillation, Critics, Method
 from codistill.spec.offline import Hints
 from codistill.spec.recipes import Cnn, Digits, Images, Installed, Mlp, Recipe, ResNet, Tabular, Text
 
@@ -73,8 +73,14 @@ def why_not_seen(method: Method, recipes: Sequence[Recipe]) -> str | None:
     """What keeps replicas of different `recipes` from looking into each other's models, and what would be right; None
     when nothing does, or when that shows only once they are opened."""
     first, *others = [offer_of(recipe) for recipe in recipes]
-    target = getattr(method, "target", None)
+    target, critics = getattr(method, "target", None), getattr(method, "critics", None)
     for number, other in enumerate(others, 1):
+        if critics is not None and other.maps != first.maps:
+            gives = {True: "maps", False: "vectors"}
+            return (
+                f"recipes.{number} has a model whose last stage gives {gives[other.maps]} and recipes.0 one that gives"
+                f" {gives[first.maps]}, and method.critics compare them; use models of one kind, or leave critics out"
+            )
         if isinstance(target, AttentionTarget) and other.features != first.features:
             return (
                 f"recipes.{number} has a model of {other.features} features and recipes.0 one of {first.features}, and"
@@ -90,7 +96,7 @@ def stages_needed(method: Method) -> int:
             return 2
         case One() | Okddip() | FeatureFusionLearning():
             return (1 if method.split is None else method.split) + 1
-        case Afd() | CheapConvolutions() | Hints():
+        case Afd() | CheapConvolutions() | Hints() | Codistillation(critics=Critics()):
             return 1
         case _:
             return 0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
+
+from codistill.surgery.stages import Staged
 
 
 class Transition(nn.Module):
@@ -16,6 +19,23 @@ class Transition(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.map(hidden)
+
+
+class Exhibit(nn.Module):
+    """A staged model `net`, and one more tap: `exhibit`, what its last stage gives (`shape` for one sample) through a
+    transition to `channels`. Peers that are sent both can show it to critics of their own."""
+
+    def __init__(self, net: nn.Module, shape: Sequence[int], channels: int) -> None:
+        super().__init__()
+        self.net = net
+        self.transition = Transition(shape, channels)
+
+    def forward(self, view: Tensor) -> dict[str, Tensor]:
+        staged = cast(Staged, self.net)
+        hidden = staged.enter(view)
+        for stage in staged.stages():
+            hidden = stage(hidden)
+        return {"exhibit": self.transition(hidden), **staged.leave(hidden)}
 
 
 class Critic(nn.Module):

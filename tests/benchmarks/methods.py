@@ -124,6 +124,7 @@ CHECKS: Mapping[str, tuple[str, Check]] = {
         ensemble_is_better("", "net1/", ensemble="teacher/"),
     ),
     "codistillation-attention": ("chooses among its peers, no worse than alone", chooses_among_peers),
+    "codistillation-critics": ("critics cannot tell replicas apart (loss near 1/2)", critics_cannot_tell),
     "deep-mutual-learning": ("no worse than alone", as_good),
     "feature-fusion-learning": (
         "the fused classifier is no worse than its networks",

@@ -74,6 +74,12 @@ CASES = {
         {"weight": 0.0},
         replicas=2,
     ),
+    "codistillation, critics": Case(
+        {"kind": "codistillation", "burn_in_steps": 3, "critics": {"channels": 4, "learning_rate": 0.001}},
+        {"weight": 0.0, "critics": {"channels": 4, "learning_rate": 0.0}},
+        replicas=2,
+        mixed=True,
+    ),
     "knowledge_distillation": Case(
         {"kind": "knowledge_distillation", "teacher": {"kind": "trained_first", "steps": 8}},
         {"alpha": 0.0},
@@ -325,11 +331,15 @@ def test_the_export_is_the_recipes_model_and_as_good_as_was_measured(tmp_path: P
 ALONE_IN_ITS_JOB = [name for name, case in CASES.items() if case.replicas == 1]
 
 
-def every_job_as_one_of_two_ranks(storage: Path, rank: int, data_home: str) -> None:
-    """A process for all of them, since most of the time goes into starting one."""
+OF_A_PAIR = {"divergence": "kl", "target": ITSELF, "critics": {"channels": 4}}
+
+
+def every_job_as_one_of_two_ranks(storage: Path, replica: int, rank: int, data_home: str) -> None:
+    """A process for all of them, since most of the time goes into starting one; of replica 1, for that of the pair."""
     os.environ["CODISTILL_DATA"] = data_home
-    ranks = join_group(f"file://{storage}/rendezvous", rank, 2, on_gpu=False)
-    for number in range(len(ALONE_IN_ITS_JOB)):
+    ranks = join_group(f"file://{storage}/rendezvous-{replica}", rank, 2, on_gpu=False)
+    train_replica(RunDir(storage, "pair"), fence=1, index=replica, connect=connect_files, ranks=ranks)
+    for number in range(len(ALONE_IN_ITS_JOB) if replica == 0 else 0):
         run = RunDir(storage, f"job-{number}")
         train_replica(run, fence=1, index=0, connect=connect_files, ranks=ranks)
     torch.distributed.destroy_process_group()
@@ -343,21 +353,30 @@ def test_two_ranks_equal_one_process_in_every_method(tmp_path: Path) -> None:
         method = {**CASES[name].method, **CASES[name].on_ranks}
         return small_spec(recipe=mlp, method=method, replicas={"count": 1, "ranks": ranks})
 
+    def pair(ranks: int) -> JobSpec:
+        return small_spec(recipe=mlp, method=OF_A_PAIR, replicas={"count": 2, "ranks": ranks})
+
+    new_run(tmp_path, pair(2), "pair")
     for number, name in enumerate(ALONE_IN_ITS_JOB):
         new_run(tmp_path, spec_of(name, 2), f"job-{number}")
     children = [
-        fork_server().Process(target=every_job_as_one_of_two_ranks, args=(tmp_path, rank, str(data_home())))
+        fork_server().Process(target=every_job_as_one_of_two_ranks, args=(tmp_path, replica, rank, str(data_home())))
+        for replica in range(2)
         for rank in range(2)
     ]
     for child in children:
         child.start()
     alone = [new_run(tmp_path / "alone", spec_of(name, 1), f"job-{n}") for n, name in enumerate(ALONE_IN_ITS_JOB)]
-    for run in alone:
+    both = new_run(tmp_path / "alone", pair(1), "pair")
+    for run in [both, *alone]:
         run_in_turns(run)
     for child in children:
         child.join(90)
         assert child.exitcode == 0
-    for number, (name, one) in enumerate(zip(ALONE_IN_ITS_JOB, alone, strict=True)):
-        two = final_weights(RunDir(tmp_path, f"job-{number}"), 0)
-        for key, weights in final_weights(one, 0).items():
+    ended = [
+        (name, run, f"job-{number}", 0) for number, (name, run) in enumerate(zip(ALONE_IN_ITS_JOB, alone, strict=True))
+    ]
+    for name, one, job_id, replica in [*ended, ("pair", both, "pair", 0), ("pair", both, "pair", 1)]:
+        two = final_weights(RunDir(tmp_path, job_id), replica)
+        for key, weights in final_weights(one, replica).items():
             torch.testing.assert_close(two[key], weights, rtol=0, atol=1e-6, msg=f"{name}: {key}")

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from codistill.lineage import FORK, RESUME, Way, changed, child_spec, merged
-from codistill.spec import JobSpec
+from codistill.spec import Critics, JobSpec
 from codistill.spec_errors import SpecError
 from tests.support import merge, small_spec
 
@@ -108,6 +108,7 @@ def test_tables_are_merged_lists_replaced_and_another_kind_begins_anew() -> None
 def test_every_key_of_the_table_is_one_of_the_spec() -> None:
     methods = get_args(JobSpec.model_fields["method"].annotation)
     of_methods = {key for method in methods for key in method.model_fields}
+    of_methods |= {f"critics.{key}" for key in Critics.model_fields}
     for path in (*RESUME, *FORK):
         top, _, rest = path.partition(".")
         field = JobSpec.model_fields[top]

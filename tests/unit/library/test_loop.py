@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from codistill.batch import Batch
+from codistill.batch import Batch, Outputs
+from codistill.companion import Teacher
 from codistill.describe import describe
 from codistill.exchange.terms import StopRequested
 from codistill.loop import Surroundings, TrainingDiverged, finite, train_phase
@@ -122,6 +124,57 @@ def test_several_updates_each_see_the_last_ones_effect() -> None:
 def test_a_group_that_no_loss_reaches_is_named() -> None:
     with pytest.raises(ValueError, match=r"group 'net' trains other\.weight, other\.bias, but no loss reaches it"):
         train(phase(two_parts(), {"net": group("net.*", "other.*")}, [show_sum("net")]))
+
+
+class Comes(Teacher):
+    """Somebody who is not there before step 2."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def before_step(self, step: int) -> None:
+        self.step = step
+
+    def outputs(self, batch: Batch) -> Sequence[Outputs]:
+        return [{"logits": torch.ones(2, 3)}] if self.step >= 2 else []
+
+
+def taught(*, forgotten: bool = False) -> Iterator[PhaseInProgress]:
+    """Part `other`, decayed, and taught by `Comes` alone, in an update of its own; the work after each step."""
+    learner = two_parts()
+
+    def others(step: Step) -> Loss:
+        said = step.targets["peer"]
+        return Loss(learner["other"](said[0]["logits"]).sum() if said and not forgotten else torch.zeros(()))
+
+    adam = Group(
+        ("other.*",), lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.5), lambda s: 1.0
+    )
+    updates = [show_sum("net"), Update(others, trains=("other",))]
+    what = phase(learner, {"net": group("net.*"), "other": adam}, updates, steps=3)
+    work = PhaseInProgress.begin(what, learner)
+    work.teachers["peer"] = Comes()
+    done = 0
+    for _ in train_phase(what, work, map(batch, itertools.count()), around()):
+        if work.step > done:
+            done = work.step
+            yield work
+
+
+def test_what_nobody_is_there_to_teach_rests_and_its_optimizer_begins_with_its_first_step() -> None:
+    begun = two_parts()["other"].weight
+    ended = [work.learner["other"].weight.detach().clone() for work in taught()]
+    assert torch.equal(ended[0], begun)
+    assert torch.equal(ended[1], begun)
+    # Weight decay and the rate once, since Adam's first step is as long as its rate.
+    assert torch.allclose(ended[2], begun * (1 - 0.1 * 0.5) - 0.1)
+
+
+def test_once_all_teachers_are_heard_a_group_that_no_loss_reaches_is_named() -> None:
+    steps = taught(forgotten=True)
+    assert [next(steps).step, next(steps).step] == [1, 2]
+    with pytest.raises(ValueError, match=r"group 'other' trains other\.weight, other\.bias, but no loss reaches it"):
+        next(steps)
 
 
 def test_a_group_that_selects_nothing_is_named() -> None:

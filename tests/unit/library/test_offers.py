@@ -15,6 +15,7 @@ from codistill.recipes import recipe_of
 from codistill.spec import (
     AttentionTarget,
     Codistillation,
+    Critics,
     FeatureFusionLearning,
     Installed,
     JobSpec,
@@ -44,6 +45,7 @@ KINDS: list[Method] = [choice() for choice in get_args(get_args(Method)[0])]
 METHODS: list[Method] = [
     *KINDS,
     Codistillation(divergence="kl", target=AttentionTarget()),
+    Codistillation(critics=Critics()),
     One(split=2),
     Okddip(split=0),
     FeatureFusionLearning(split=1),
