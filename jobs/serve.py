@@ -81,6 +81,8 @@ class ManagerDeployment:
     name="api",
     # Five by default, and a slow reader counts.
     max_ongoing_requests=200,
+    # Each request is a line in the proxy's log already; a copy's own would pass through Ray's log monitor besides.
+    logging_config={"enable_access_log": False},
     health_check_period_s=1,
     health_check_timeout_s=10,
 )

@@ -84,14 +84,15 @@ class Backend:
         return dict(positions(queued, holding, self.nodes()))
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
     """Whom the door let in."""
+    # Async, though it waits for nothing: FastAPI would take each request to another thread for it.
     return request.state.caller
 
 
-def writer_of(request: Request) -> Caller:
+async def writer_of(request: Request) -> Caller:
     """The same, if they may change something. Raises `ApiProblem`."""
-    caller = caller_of(request)
+    caller = await caller_of(request)
     if not caller.scope.includes(Scope.WRITE):
         detail = f"this needs a token of scope '{Scope.WRITE}', the one sent has '{caller.scope}'; use another"
         raise ApiProblem(403, "scope", detail)

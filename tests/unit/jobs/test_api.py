@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import anyio.to_thread
 import pytest
 from starlette.testclient import TestClient
 
@@ -290,6 +291,22 @@ def test_only_the_current_fence_is_shown(service: Service) -> None:
 
 
 # ---------------------------------------------------------------- cancel
+
+
+def test_a_request_that_reads_or_writes_changes_threads_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the disk that its route waits for. Each change costs time on the processors that jobs train on."""
+    job_id, changes = service.submit(), list[Any]()
+    run_sync = anyio.to_thread.run_sync
+
+    async def counted(function: Any, *arguments: Any, **options: Any) -> Any:
+        changes.append(function)
+        return await run_sync(function, *arguments, **options)
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", counted)
+    assert service.http.get(f"/api/v1/jobs/{job_id}").status_code == 200
+    assert len(changes) == 1
+    assert service.http.post(f"/api/v1/jobs/{job_id}/cancel").status_code == 202
+    assert len(changes) == 2
 
 
 def test_cancel_in_the_queue_is_final_at_once(service: Service) -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.serve.schema import LoggingConfig
 
 from jobs import serve as service
 from jobs.cli import server
@@ -27,6 +28,12 @@ def test_both_parts_are_pinned_to_the_node_of_the_service() -> None:
     for part in (api, manager):
         assert part.ray_actor_options["label_selector"] == {"ray.io/node-id": "0f" * 28}
         assert part.ray_actor_options["num_cpus"] == 0
+
+
+def test_requests_are_logged_by_the_proxy_alone() -> None:
+    """Serve's own would write each again, and Ray's log monitor would read it."""
+    bound: Any = service.application(Settings("sqlite://", "/runs", "/data", LISTEN), "0f" * 28)._bound_deployment
+    assert LoggingConfig(**bound._deployment_config.logging_config).enable_access_log is False
 
 
 def test_a_machine_that_is_no_node_is_told_how_to_become_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
