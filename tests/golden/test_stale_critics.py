@@ -197,15 +197,19 @@ def test_in_lockstep_at_interval_1_peers_are_as_they_were_before_the_step(tmp_pa
     assert results[0]["bytes_sent"] == 8 * sent
 
 
+MIXED = [{"kind": "digits", "width": width, "train_size": 200} for width in (4, 6)]
+
+
 def test_without_critics_to_hear_it_is_codistillation_or_plain_training(tmp_path: Path) -> None:
-    """Whatever weight decay would do: a rate of 0 leaves predictions alone, and who hears nobody trains alone."""
+    """Whatever weight decay would do: a rate of 0 leaves predictions alone, and who hears nobody trains alone. The one
+    who hears is narrower than whom it hears."""
     one_way = {"topology": {"kind": "explicit", "teachers": [[1], []]}}
     still = {**AFD["critics"], "learning_rate": 0.0}
     specs = {
-        "critics": small_spec(method=AFD, exchange=one_way),
-        "still": small_spec(method={**AFD, "critics": still}, exchange=one_way),
-        "predictions": small_spec(method={**AFD, "critics": None}, exchange=one_way),
-        "solo": small_spec(method={"kind": "solo"}),
+        "critics": small_spec(method=AFD, exchange=one_way, recipes=MIXED),
+        "still": small_spec(method={**AFD, "critics": still}, exchange=one_way, recipes=MIXED),
+        "predictions": small_spec(method={**AFD, "critics": None}, exchange=one_way, recipes=MIXED),
+        "solo": small_spec(method={"kind": "solo"}, recipes=MIXED),
     }
     ended: dict[str, list[str]] = {}
     for name, spec in specs.items():
@@ -217,7 +221,6 @@ def test_without_critics_to_hear_it_is_codistillation_or_plain_training(tmp_path
     assert {each[1] for each in ended.values()} == {ended["solo"][1]}
 
 
-MIXED = [{"kind": "digits", "width": width, "train_size": 200} for width in (4, 6)]
 UNLIKE = [{"kind": "images", "model": {"kind": kind}} for kind in ("cnn", "mlp")]
 
 

@@ -40,6 +40,8 @@ FITS_NEITHER: list[tuple[dict[str, Any], str]] = [
     ({"recipe": {"kind": "tabular"}}, "recipe.kind"),
     ({"replicas": {"count": 3}}, "replicas.count"),
     ({"method": {"kind": "solo"}}, "method.kind"),
+    ({"method": {"critics": {}}}, "method.critics"),
+    ({"method": {"target": {"kind": "min_logit"}}}, "method.target.kind"),
     ({"training": {"decay_vectors": False}}, "training.decay_vectors"),
     ({"training": {"ema_decay": 0.9}}, "training.ema_decay"),
     ({"training": {"precision": "bf16"}}, "training.precision"),
