@@ -18,7 +18,10 @@ from codistill.spec import JobSpec
 _SAME_STEP = {
     "recipe": True,
     "recipes": True,
-    "method": {"kind", "teacher", "cache_predictions", "scheme", "stage", "teacher_stage"},
+    "method": {
+        "kind", "teacher", "cache_predictions", "scheme", "stage", "teacher_stage",
+        "nets", "others", "branches", "split", "order",
+    },
     "replicas": True,
     "exchange": {"topology", "interval_steps", "currency", "mode", "transport"},
     "training": {"batch_size", "accumulate", "optimizer", "precision", "compile", "device", "loader"},

@@ -7,7 +7,8 @@ Networks 1..K see the same batch. Each fits the labels and the predictions of th
 `simultaneous` updates all from the same predictions. `sequential`, the paper's algorithm, updates network 1, shows it
 the batch again, updates network 2 from that, and so on. In form `ensemble` (the paper's DML_e) each network has one
 divergence, from the mean of the others' predictions; its gradient is the same, its value less by how much they differ.
-Only network k's own weights receive gradient from L_k.
+Only network k's own weights receive gradient from L_k. Networks may be of different sizes (`method.others`); the first
+is the one that is exported.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from codistill.batch import as_outputs
 from codistill.divergence import pull
+from codistill.methods.cohort import built, networks
 from codistill.methods.common import batches_of, groups, surveys
-from codistill.phase import Artifacts, Learner, Loss, Phase, Replica, Step, Update
+from codistill.phase import Loss, Phase, Replica, Step, Update
 from codistill.randomness import unseen
 from codistill.recipes import Recipe
 from codistill.spec import DeepMutualLearning, JobSpec
@@ -28,10 +30,8 @@ from codistill.spec import DeepMutualLearning, JobSpec
 
 def plan(spec: JobSpec, method: DeepMutualLearning, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
     """One phase, a part for each network."""
-    nets = [f"net{number}" for number in range(method.nets)]
-
-    def learner(artifacts: Artifacts) -> Learner:
-        return Learner({net: recipe.build_model() for net in nets})
+    recipes = networks(method, recipe)
+    nets = list(recipes)
 
     def of_one(net: str, logits: Mapping[str, Tensor], step: Step, task: Tensor) -> Loss:
         others = [said for other, said in logits.items() if other != net]
@@ -43,7 +43,7 @@ def plan(spec: JobSpec, method: DeepMutualLearning, recipe: Recipe, replica: Rep
     def together(step: Step) -> Loss:
         said = {net: step.show(net) for net in nets}
         logits = {net: outputs["logits"] for net, outputs in said.items()}
-        each = [of_one(net, logits, step, recipe.task_loss(said[net], step.batch)) for net in nets]
+        each = [of_one(net, logits, step, recipes[net].task_loss(said[net], step.batch)) for net in nets]
         stats = {name: value for loss in each for name, value in loss.stats.items()}
         return Loss(torch.stack([loss.value for loss in each]).sum(), stats)
 
@@ -51,7 +51,7 @@ def plan(spec: JobSpec, method: DeepMutualLearning, recipe: Recipe, replica: Rep
         def loss(step: Step) -> Loss:
             said = step.show(net)
             others = {other: seen_again(step, other) for other in nets if other != net}
-            return of_one(net, {net: said["logits"], **others}, step, recipe.task_loss(said, step.batch))
+            return of_one(net, {net: said["logits"], **others}, step, recipes[net].task_loss(said, step.batch))
 
         return loss
 
@@ -61,7 +61,7 @@ def plan(spec: JobSpec, method: DeepMutualLearning, recipe: Recipe, replica: Rep
         Phase(
             name="train",
             steps=spec.training.steps,
-            learner=learner,
+            learner=lambda artifacts: built(recipes),
             batches=lambda artifacts: batches_of(spec, recipe, replica),
             updates=simultaneous if method.order == "simultaneous" else sequential,
             groups=groups(spec.training, {net: (f"{net}.*",) for net in nets}),

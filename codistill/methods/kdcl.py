@@ -13,7 +13,8 @@ from what they say, z_1..z_m, and is meant to be better than any of them:
 
 The target is detached. C is measured every `target.refresh_steps`, and w even until then. A batch
 has one alpha, or each sample its own (`target.per`). Where the recipe does not augment, or with `own_views` off,
-all networks see the view of the first, which is the one that is exported.
+all networks see the view of the first, which is the one that is exported. The others may be larger or smaller
+(`method.others`).
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from codistill import combine, losses
 from codistill.batch import Batch, as_outputs
 from codistill.data.split import Split, held_out, in_order
 from codistill.divergence import by_labels
+from codistill.methods.cohort import built, networks
 from codistill.methods.common import TRAIN, batches_of, groups, surveys
-from codistill.phase import Artifacts, Learner, Loss, Phase, Replica, State, Step, Survey, Update
+from codistill.phase import Learner, Loss, Phase, Replica, State, Step, Survey, Update
 from codistill.randomness import unseen
 from codistill.recipes import Recipe
 from codistill.spec import GeneralTarget, JobSpec, Kdcl
@@ -37,7 +39,8 @@ from codistill.spec.offers import offer_of
 
 def plan(spec: JobSpec, method: Kdcl, recipe: Recipe, replica: Replica) -> Sequence[Phase]:
     """One phase, a part for each network."""
-    nets = [f"net{number}" for number in range(method.nets)]
+    recipes = networks(method, recipe)
+    nets = list(recipes)
     offer = offer_of(spec.recipe)
     views = tuple(nets[1:]) if method.own_views and (offer.augmented or offer.installed) else ()
     target = method.target
@@ -50,16 +53,13 @@ def plan(spec: JobSpec, method: Kdcl, recipe: Recipe, replica: Replica) -> Seque
         said = {net: step.show(net, net if net in step.batch.views else "x") for net in nets}
         logits = [outputs["logits"] for outputs in said.values()]
         towards = target_of(method, logits, step)
-        tasks = [recipe.task_loss(outputs, step.batch) for outputs in said.values()]
+        tasks = [recipes[net].task_loss(outputs, step.batch) for net, outputs in said.items()]
         pulls = [losses.kl_divergence(towards, one, temperature=method.temperature) for one in logits]
         stats = {"distill/target_off_label": losses.off_label(towards, step.batch.y)}
         for net, task, pull in zip(nets, tasks, pulls, strict=True):
             whose = "" if net == nets[0] else f"{net}/"
             stats |= {f"train/{whose}task_loss": task.detach(), f"train/{whose}distill_loss": pull.detach()}
         return Loss(torch.stack([t + method.weight * p for t, p in zip(tasks, pulls, strict=True)]).sum(), stats)
-
-    def learner(artifacts: Artifacts) -> Learner:
-        return Learner({net: recipe.build_model() for net in nets})
 
     measured: list[Survey] = []
     if isinstance(target, GeneralTarget) and out:
@@ -69,7 +69,7 @@ def plan(spec: JobSpec, method: Kdcl, recipe: Recipe, replica: Replica) -> Seque
         Phase(
             name=TRAIN,
             steps=spec.training.steps,
-            learner=learner,
+            learner=lambda artifacts: built(recipes),
             batches=lambda artifacts: batches_of(
                 spec, recipe, replica, split=parted()[0] if out else None, views=views
             ),

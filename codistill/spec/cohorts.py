@@ -8,6 +8,7 @@ from pydantic import Field
 
 from codistill.spec.base import Spec
 from codistill.spec.combining import CohortTarget, MinLogitTarget
+from codistill.spec.recipes import Recipe
 from codistill.spec.training import Constant, WeightSchedule
 
 
@@ -17,6 +18,9 @@ class DeepMutualLearning(Spec):
 
     kind: Literal["deep_mutual_learning"] = "deep_mutual_learning"
     nets: int = Field(default=2, ge=2, le=16)
+    others: tuple[Recipe, ...] = Field(default=(), max_length=15)
+    """What each network after the first trains, where those are other models, such as a large one beside a small one:
+    the recipe of the job but for its model. Left out, all train the recipe of the job."""
     order: Literal["simultaneous", "sequential"] = "simultaneous"
     """`sequential` updates one network after the other, each against what those before it have become."""
     form: Literal["pairwise", "ensemble"] = "pairwise"
@@ -32,6 +36,9 @@ class Kdcl(Spec):
 
     kind: Literal["kdcl"] = "kdcl"
     nets: int = Field(default=2, ge=2, le=16)
+    others: tuple[Recipe, ...] = Field(default=(), max_length=15)
+    """What each network after the first trains, where those are other models, such as a large one beside a small one:
+    the recipe of the job but for its model. Left out, all train the recipe of the job."""
     target: CohortTarget = MinLogitTarget()
     weight: float = Field(default=1.0, ge=0, le=1000)
     """Factor of the distillation term; 0 trains each network as `solo` does."""

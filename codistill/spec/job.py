@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from codistill.spec.averaging import DiLoCo, LocalSgd, why_not_averaged
 from codistill.spec.base import NAME_PATTERN, Spec
-from codistill.spec.cohorts import NORMALISED, Kdcl
+from codistill.spec.cohorts import NORMALISED, DeepMutualLearning, Kdcl
 from codistill.spec.combining import GeneralTarget, why_not_cut, why_nothing_to_attend
 from codistill.spec.exchange import Exchange, MemoryTransport, Predictions, misfit, most_heard
 from codistill.spec.joining import why_not_cached, why_not_joined
@@ -24,7 +24,7 @@ from codistill.spec.methods import (
     SameSet,
     Solo,
 )
-from codistill.spec.mixed import why_not_mixed
+from codistill.spec.mixed import why_not_beside, why_not_mixed
 from codistill.spec.offers import why_not_offered, why_not_seen
 from codistill.spec.offline import KnowledgeDistillation, steps_before
 from codistill.spec.recipes import Digits, Installed, Recipe
@@ -100,6 +100,10 @@ class JobSpec(Spec):
         if self.recipes:
             problem = why_not_mixed(self.recipes, self.recipe, self.replicas.count)
             if (problem := problem or why_not_seen(self.method, self.recipes)) is not None:
+                raise ValueError(problem)
+        if isinstance(self.method, DeepMutualLearning | Kdcl):
+            problem = why_not_beside(self.method.others, self.recipe, self.method.nets)
+            if problem is not None:
                 raise ValueError(problem)
         if isinstance(self.method, Codistillation) and isinstance(self.exchange.currency, Predictions):
             problem = why_not_joined(self.exchange.currency, self.exchange, self.method, self.recipe, self.data)

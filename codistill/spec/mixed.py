@@ -1,4 +1,4 @@
-"""Replicas of different models: what they must have in common, since they teach each other sample by sample."""
+"""Replicas, or networks of one, of different models: what they have in common, to teach each other by samples."""
 
 from __future__ import annotations
 
@@ -25,14 +25,28 @@ def why_not_mixed(recipes: Sequence[Recipe], recipe: Recipe, replicas: int) -> s
         return f"recipes lists {len(recipes)} and replicas.count is {replicas}; give one for each replica, or none"
     if recipes[0] != recipe:
         return "recipe is not the first of recipes, which is what replica 0 trains; leave one of them out"
-    common = _common_to(recipe)
-    for number, other in enumerate(recipes):
-        differs = [key for key, value in _common_to(other).items() if common.get(key) != value]
+    return _why_not_alike(recipes, recipe, "recipes", "recipes.0: replicas")
+
+
+def why_not_beside(others: Sequence[Recipe], recipe: Recipe, nets: int) -> str | None:
+    """What keeps networks of `others` from being trained beside one of `recipe`, and what would be right; None when
+    nothing does."""
+    if others and len(others) != nets - 1:
+        return (
+            f"method.others lists {len(others)} and method.nets is {nets}, the first of which trains recipe; give"
+            f" {nets - 1}, one for each further network, or none"
+        )
+    return _why_not_alike(others, recipe, "method.others", "recipe: networks")
+
+
+def _why_not_alike(others: Sequence[Recipe], recipe: Recipe, key: str, whose: str) -> str | None:
+    common, may = _common_to(recipe), ", ".join(sorted(OF_THE_MODEL[recipe.kind]))
+    for number, other in enumerate(others):
+        differs = [name for name, value in _common_to(other).items() if common.get(name) != value]
         if differs:
-            may = ", ".join(sorted(OF_THE_MODEL[recipe.kind]))
             return (
-                f"recipes.{number}.{differs[0]} is not that of recipes.0: replicas learn from each other sample by"
-                f" sample, so recipes of a job may differ in {may} alone"
+                f"{key}.{number}.{differs[0]} is not that of {whose} learn from each other sample by sample, so what"
+                f" they train may differ in {may} alone"
             )
     return None
 

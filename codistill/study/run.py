@@ -1,14 +1,14 @@
-"""The jobs of a study on this machine, one after another; what has ended well is not trained again."""
+"""The jobs of a study, one after another; what has ended well is not trained again."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 
 from codistill.lineage import changed
 from codistill.run_dir import RunDir, StorageError, read_json
+from codistill.spec import JobSpec
 from codistill.study.trials import Trial
 
 
@@ -35,29 +35,19 @@ def progress_of(run: RunDir, trial: Trial) -> Progress:
 
 
 def train_missing(
-    trials: Sequence[Trial], storage: Path, *, say: Callable[[str], None], run_module: Callable[..., int]
+    trials: Sequence[Trial], storage: Path, *, say: Callable[[str], None], train: Callable[[JobSpec, RunDir], int]
 ) -> int:
-    """Train what has not ended well yet; `run_module` runs a module with arguments, as a command, and returns its exit
-    code. The exit code of the first job that failed, which ends the study for now; 0 when all have been trained. Raises
-    `StorageError` before anything is trained when the study has changed."""
+    """Train what has not ended well yet; `train` trains a job in its directory, from its first step or from where it
+    is, and returns its exit code. The exit code of the first job that failed, which ends the study for now; 0 when all
+    have been trained. Raises `StorageError` before anything is trained when the study has changed."""
     progress = [progress_of(RunDir(storage, trial.job_id), trial) for trial in trials]
-    missing = [(trial, state) for trial, state in zip(trials, progress, strict=True) if state is not Progress.DONE]
+    missing = [trial for trial, state in zip(trials, progress, strict=True) if state is not Progress.DONE]
     if len(missing) < len(trials):
         say(f"{len(trials) - len(missing)} of {len(trials)} jobs have ended well before")
-    for number, (trial, state) in enumerate(missing, start=1):
+    for number, trial in enumerate(missing, start=1):
         say(f"job {number} of {len(missing)}: {trial.job_id}")
-        code = _trained(trial, storage, begun=state is Progress.BEGUN, run_module=run_module)
+        code = train(trial.spec, RunDir(storage, trial.job_id))
         if code != 0:
             say(f"{trial.job_id} ended with exit code {code}; the same command goes on from here")
             return code
     return 0
-
-
-def _trained(trial: Trial, storage: Path, *, begun: bool, run_module: Callable[..., int]) -> int:
-    place = ("--storage", str(storage), "--job", trial.job_id)
-    if begun:
-        return run_module("codistill.local", *place)
-    with tempfile.TemporaryDirectory(prefix="codistill-") as directory:
-        file = Path(directory) / "spec.json"
-        file.write_text(trial.spec.model_dump_json())
-        return run_module("codistill.local", str(file), *place)

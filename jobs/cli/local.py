@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import IO, Annotated
 
@@ -23,6 +23,12 @@ from jobs.cli.specs import Settings, Specs, spec_of
 
 Storage = Annotated[
     Path | None, typer.Option(help="Where run directories are [default: runs in CODISTILL_HOME]", metavar="DIR")
+]
+Place = Annotated[
+    str | None,
+    typer.Option(
+        "--on", help="auto: on a Ray cluster of this machine; http://host:8265: as a Ray Job there", metavar="RAY"
+    ),
 ]
 Instead = Annotated[
     Baseline | None,
@@ -87,12 +93,7 @@ def run(
     storage: Storage = None,
     name: Annotated[str | None, typer.Option(help="Id of the job [default: the spec's name and a random end]")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the spec's seed, for repetitions", min=0)] = None,
-    on: Annotated[
-        str | None,
-        typer.Option(
-            help="auto: on a Ray cluster of this machine; http://host:8265: as a Ray Job there", metavar="RAY"
-        ),
-    ] = None,
+    on: Place = None,
     baseline: Instead = None,
 ) -> int:
     """Train here and now, without a service."""
@@ -105,25 +106,44 @@ def run(
         job_id = checked_id(name) if name else new_job_id(checked.name)
     except ValueError as error:
         raise CommandError(f"--name: {error}", Exit.USAGE) from None
-    directory = storage_or_default(storage)
+    check_place(on, [checked], verb="run")
+    return train_at(on, checked, RunDir(storage_or_default(storage), job_id))
+
+
+def check_place(on: str | None, specs: Iterable[JobSpec], *, verb: str) -> None:
+    """Raise `CommandError` unless jobs of `specs` can be trained where `--on` says: here, for None."""
     if on is None or on == "auto":
-        refuse_missing_data(checked)
+        for spec in specs:
+            refuse_missing_data(spec)
     if on is None:
-        with _as_file(checked) as file:
-            return run_module("codistill.local", str(file), "--storage", str(directory), "--job", job_id)
-    require_cluster(f"run --on {on}")
-    run_dir = RunDir(directory, job_id)
-    fence = (run_dir.fences() or [0])[-1] + 1
-    if on == "auto":
-        words = ["--storage", str(directory), "--job", job_id, "--fence", str(fence), "--address", "auto"]
-        with _as_file(checked) as file:
-            code = run_module("cluster.launch", "--spec-file", str(file), *words)
-        return exit_of_attempt(run_dir, fence) if code == Exit.DONE else code
-    if on.startswith(("http://", "https://")):
+        return
+    require_cluster(f"{verb} --on {on}")
+    if on != "auto" and not _is_address(on):
+        message = f"--on {on}: use auto, or the address of a Ray dashboard such as http://host:8265"
+        raise CommandError(message, Exit.USAGE)
+
+
+def train_at(on: str | None, spec: JobSpec, run: RunDir, *, stdout: IO[str] | None = None) -> int:
+    """Train a job where `--on` says, from where it is to its end; the exit code. What it prints goes to `stdout`, if
+    that is given."""
+    place = ["--storage", str(run.storage), "--job", run.job_id]
+    if on is None:
+        with _as_file(spec) as file:
+            return run_module("codistill.local", str(file), *place, stdout=stdout)
+    fence = (run.fences() or [0])[-1] + 1
+    if _is_address(on):
         from jobs.cli.ray_job import run_as_ray_job
 
-        return run_as_ray_job(on, checked, run_dir, fence)
-    raise CommandError(f"--on {on}: use auto, or the address of a Ray dashboard such as http://host:8265", Exit.USAGE)
+        with redirect_stdout(stdout or sys.stdout):
+            return run_as_ray_job(on, spec, run, fence)
+    words = [*place, "--fence", str(fence), "--address", on]
+    with _as_file(spec) as file:
+        code = run_module("cluster.launch", "--spec-file", str(file), *words, stdout=stdout)
+    return exit_of_attempt(run, fence) if code == Exit.DONE else code
+
+
+def _is_address(on: str) -> bool:
+    return on.startswith(("http://", "https://"))
 
 
 def _load(paths: Sequence[Path], settings: Sequence[str] | None, baseline: Baseline | None) -> JobSpec:

@@ -14,7 +14,7 @@ import typer
 
 from codistill.run_dir import RunDir
 from jobs.cli.exits import CommandError, Exit
-from jobs.cli.local import Storage, refuse_missing_data, run_module, storage_or_default
+from jobs.cli.local import Place, Storage, check_place, storage_or_default, train_at
 from jobs.cli.output import Format, emit, emit_data, plain, say, service_url
 from jobs.cli.service import Url, connect
 
@@ -31,6 +31,7 @@ def study(
         Path, typer.Argument(metavar="STUDY", help="A .toml, .yaml or .json file: name, seeds, base, arms")
     ],
     storage: Storage = None,
+    on: Place = None,
     submit: Annotated[
         bool, typer.Option("--submit", help="Give the jobs to the service instead of training them here")
     ] = False,
@@ -53,6 +54,8 @@ def study(
     stopped."""
     from codistill.study import load_study, trials_of
 
+    if submit and on is not None:
+        raise CommandError(f"--submit and --on {on} are two places to train; give one of them", Exit.USAGE)
     asked = load_study(file)
     trials = trials_of(asked)
     _check_html(html)
@@ -62,7 +65,7 @@ def study(
         if submit:
             return _submitted(trials, url)
         work = _Work(asked, trials, storage_or_default(storage), results, facts)
-        if not only_report and (code := work.train()) != Exit.DONE:
+        if not only_report and (code := work.train(on)) != Exit.DONE:
             return code
         return _report(work, html, output)
     finally:
@@ -79,9 +82,9 @@ class _Work:
     results: Path | None
     facts: _Facts
 
-    def train(self) -> int:
-        """What is missing. Without a place for results seed after seed, so that all arms can be compared early; else
-        arm after arm, so that results come early."""
+    def train(self, on: str | None) -> int:
+        """What is missing, where `--on` says. Without a place for results seed after seed, so that all arms can be
+        compared early; else arm after arm, so that results come early."""
         from codistill.study.run import train_missing
 
         kept = [] if self.results is None else [arm for arm in self.study.arms if self._kept(arm) is not None]
@@ -89,14 +92,13 @@ class _Work:
         if missing and not self.storage.is_dir():
             message = f"storage {self.storage} does not exist; create it, or name another directory"
             raise CommandError(message, Exit.USAGE)
-        for trial in missing:
-            refuse_missing_data(trial.spec)
+        check_place(on, [trial.spec for trial in missing], verb="study")
         if kept:
             say(f"results of {len(kept)} of {len(self.study.arms)} arms are in {self.results}")
         parts = [missing] if self.results is None else [self.of(arm) for arm in self.study.arms if arm not in kept]
         for part in parts:
             # What the jobs print is no part of the report.
-            code = train_missing(part, self.storage, say=say, run_module=partial(run_module, stdout=sys.stderr))
+            code = train_missing(part, self.storage, say=say, train=partial(train_at, on, stdout=sys.stderr))
             if code != Exit.DONE:
                 return code
             if self.results is not None:

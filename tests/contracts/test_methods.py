@@ -48,7 +48,7 @@ class Case:
     on_ranks: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Settings under which several ranks are one process, where in others they are not."""
     mixed: bool = False
-    """Whether replica 1 trains a wider model."""
+    """Whether replica 1, or of one replica the second network, trains a wider model."""
 
 
 ATTENTION = {"divergence": "kl", "target": {"kind": "attention", "itself": True}}
@@ -129,6 +129,8 @@ CASES = {
         {"kind": "kdcl", "nets": 3, "target": {"kind": "general", "held_out": 40, "refresh_steps": 4}},
         {"weight": 0.0, "target": {"kind": "general", "held_out": 0}},
     ),
+    "kdcl, mixed": Case({"kind": "kdcl"}, {"weight": 0.0}, mixed=True),
+    "deep_mutual_learning, mixed": Case({"kind": "deep_mutual_learning"}, {"weight": 0.0}, mixed=True),
     "afd": Case(
         {"kind": "afd", "channels": 4, "adversarial_learning_rate": 0.001},
         {"weight": 0.0, "adversarial_learning_rate": 0.0},
@@ -160,12 +162,16 @@ def job(storage: Path, name: str, recipe: Mapping[str, Any], **method: Any) -> R
     case = CASES[name]
     spec = small_spec(
         recipe=recipe,
-        method={**case.method, **method},
+        method={**case.method, **beside(case, recipe), **method},
         replicas={"count": case.replicas},
         exchange=case.exchange,
-        recipes=[recipe, wider(recipe)] if case.mixed else [],
+        recipes=[recipe, wider(recipe)] if case.mixed and case.replicas > 1 else [],
     )
     return new_run(storage, spec)
+
+
+def beside(case: Case, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    return {"others": [wider(recipe)]} if case.mixed and case.replicas == 1 else {}
 
 
 def wider(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -342,7 +348,7 @@ def test_two_ranks_equal_one_process_in_every_method(tmp_path: Path) -> None:
     mlp = {**DROPPING_MLP, "model": {"kind": "mlp", "width": 8, "layers": 2}}
 
     def spec_of(name: str, ranks: int) -> JobSpec:
-        method = {**CASES[name].method, **CASES[name].on_ranks}
+        method = {**CASES[name].method, **beside(CASES[name], mlp), **CASES[name].on_ranks}
         return small_spec(recipe=mlp, method=method, replicas={"count": 1, "ranks": ranks})
 
     def pair(ranks: int) -> JobSpec:

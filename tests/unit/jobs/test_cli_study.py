@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from codistill.run_dir import RunDir
 from codistill.spec import JobSpec
 from codistill.study import load_study, trials_of
+from jobs.cli import ray_job
 from jobs.cli import study as verb
 from jobs.cli.exits import Exit
 from tests.ended_runs import ended_run
@@ -61,6 +63,35 @@ def test_a_report_goes_out_alone_and_says_what_is_missing(file: Path, tmp_path: 
     assert report["missing"] == ["tiny-pair-1"]
     assert [row["arm"] for row in report["comparison"]["rows"]] == ["solo"]
     assert "not given what solo is: pair" in error
+
+
+def test_jobs_are_trained_in_one_place_that_there_is(file: Path, tmp_path: Path, call_at_home: Call) -> None:
+    value = json.loads(file.read_text())
+    file.write_text(json.dumps({**value, "unequal": "name"}))
+    for words, why in ((("--submit", "--on", "auto"), "give one of them"), (("--on", "nowhere"), "use auto, or")):
+        code, _, error = call_at_home("study", str(file), *words)
+        assert (code, why in error) == (Exit.USAGE, True)
+    assert not list((tmp_path / "home").rglob("spec.json"))
+
+
+def test_jobs_go_one_by_one_to_the_ray_that_is_named_and_print_nothing_into_the_report(
+    file: Path, tmp_path: Path, call_at_home: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str, int]] = []
+
+    def as_ray_job(address: str, spec: JobSpec, run: RunDir, fence: int) -> int:
+        print(f"{spec.name} is submitted")
+        asked.append((address, run.job_id, fence))
+        return 0 if len(asked) < 2 else Exit.JOB_FAILED
+
+    monkeypatch.setattr(ray_job, "run_as_ray_job", as_ray_job)
+    value = json.loads(file.read_text())
+    file.write_text(json.dumps({**value, "unequal": "name", "seeds": [1, 2]}))
+    words = ("--on", "http://head:8265", "--storage", str(tmp_path))
+    code, out, error = call_at_home("study", str(file), *words)
+    assert (code, out) == (Exit.JOB_FAILED, "")
+    assert asked == [("http://head:8265", f"tiny-{arm}-1", 1) for arm in ("solo", "pair")]
+    assert "tiny-pair-1 is submitted" in error
 
 
 def test_a_place_that_is_not_there_is_refused_first(file: Path, tmp_path: Path, call_at_home: Call) -> None:

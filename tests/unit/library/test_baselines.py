@@ -88,7 +88,7 @@ def test_a_long_name_keeps_its_end() -> None:
 def test_the_command_runs_the_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[JobSpec] = []
 
-    def note(module: str, file: str, *words: str) -> int:
+    def note(module: str, file: str, *words: str, stdout: object) -> int:
         ran.append(parse_spec(Path(file).read_bytes()))
         return 0
 

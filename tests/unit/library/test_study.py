@@ -11,6 +11,7 @@ import pytest
 from codistill.compare import NothingToCompare
 from codistill.records import METRICS, Recorder
 from codistill.run_dir import RunDir, StorageError
+from codistill.spec import JobSpec
 from codistill.spec_errors import SpecError, parse_spec
 from codistill.study import Trial, load_study, trials_of
 from codistill.study.effort import Effort, effort_of, flops_by_step, ratios
@@ -121,24 +122,21 @@ def test_only_what_has_not_ended_well_is_trained_and_what_began_goes_on(tmp_path
     trials = trials_of(study)
     ended_run(tmp_path, "tiny-pair-1", {"replica-0": (sure(0.6), sure(0.6))}, LABELS, spec=trials[0].spec)
     new_run(tmp_path, trials[1].spec, "tiny-solo-1")
-    asked: list[tuple[str, ...]] = []
+    asked: list[tuple[JobSpec, RunDir]] = []
 
-    def run_module(*words: str) -> int:
-        asked.append(words)
+    def train(spec: JobSpec, run: RunDir) -> int:
+        asked.append((spec, run))
         return 0 if len(asked) < 3 else 100
 
-    assert train_missing(trials, tmp_path, say=lambda line: None, run_module=run_module) == 100
-    begun, fresh, last = asked
-    assert begun == ("codistill.local", "--storage", str(tmp_path), "--job", "tiny-solo-1")
-    assert [words[-1] for words in (fresh, last)] == ["tiny-pair-2", "tiny-solo-2"]
-    assert fresh[1].endswith("spec.json")
+    assert train_missing(trials, tmp_path, say=lambda line: None, train=train) == 100
+    assert asked == [(trial.spec, RunDir(tmp_path, trial.job_id)) for trial in trials[1:4]]
 
 
 def test_a_run_of_another_spec_under_the_same_id_is_not_taken_for_the_trial(tmp_path: Path) -> None:
     trials = trials_of(parse_study({**STUDY, "grid": {}}))
     new_run(tmp_path, trials[0].spec.model_copy(update={"seed": 9}), "tiny-pair-1")
     with pytest.raises(StorageError, match="trained with another seed; give the study another name"):
-        train_missing(trials, tmp_path, say=lambda line: None, run_module=lambda *words: 0)
+        train_missing(trials, tmp_path, say=lambda line: None, train=lambda spec, run: 0)
 
 
 # ---------------------------------------------------------------- what is reported
