@@ -17,8 +17,8 @@ from codistill.checkpoint import load
 from codistill.data.loader import training_batches
 from codistill.data.split import TensorSplit, held_out
 from codistill.methods import plan
-from codistill.methods.codistillation import everyone
 from codistill.methods.kdcl import errors, fold, report
+from codistill.methods.stale_targets import everyone
 from codistill.phase import Artifacts, Phase, Replica
 from codistill.randomness import seed_everything
 from codistill.recipes import open_recipe
