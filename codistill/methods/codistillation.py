@@ -10,9 +10,9 @@ off. Only replica i's own weights receive gradient. `method.divergence` offers o
 cross-entropy, `method.weight_schedule` lets the weight change from the burn-in on, and `method.harm_guard` lets peer j
 count exp(-d) where it is d nats worse than replica i on the batch, by the labels.
 
-`method.target` makes another target of what the peers say than their mean: one of KDCL's (`naive`, `linear`, `min_logit`;
-see `kdcl.py`), with the student's own prediction, detached, among them; or the mixture that `attention` over features
-chooses for each sample (see `okddip.py`). `stale_targets.py` has the formulas, and what they log.
+`method.target` makes another target of what the peers say than their mean: one of KDCL's (`naive`, `linear`,
+`min_logit`; see `kdcl.py`), with the student's own prediction, detached, among them; or the mixture that `attention`
+over features chooses for each sample (see `okddip.py`). `stale_targets.py` has the formulas, and what they log.
 
 With `method.critics` replicas also bring the distribution of their feature maps to that of their peers', each through a
 critic of its own: AFD (see `afd.py`) over stale peers, whose copies show theirs. `stale_critics.py` has the formulas.
