@@ -48,7 +48,7 @@ def kept_result(directory: Path, trials: Sequence[Trial], *, ensembled: bool) ->
     try:
         kept = FILE.validate_json(path.read_bytes())
     except ValidationError as error:
-        raise StorageError(f"{path} holds no result of an arm ({error.errors()[0]['msg']}); delete it") from None
+        raise StorageError(f"{path} holds no result of an arm ({error.errors()[0]['msg']}); remove it") from None
     if kept.trained != _digest(trials) or (ensembled and not kept.ensembled):
         raise StorageError(
             f"{path} was made from other jobs than arm '{trials[0].arm}' has now; delete it, or give the study another"

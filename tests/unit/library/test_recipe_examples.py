@@ -37,6 +37,8 @@ def test_an_example_runs_to_its_export(tmp_path: Path, monkeypatch: pytest.Monke
         short |= {"method": {"teacher": {"steps": 4}}}
     if example["method"].get("scheme", {}).get("kind") == "two_stage":
         short["method"] |= {"scheme": {"hint_steps": 4}}
+    if others := example["method"].get("others"):
+        short["method"] = {"others": [merge(other, few) for other in others]}
     spec = parse_spec(merge(example, short))
     places = example["recipe"].get("context", 1)
     run = new_run(tmp_path / "runs", spec)

@@ -80,7 +80,7 @@ def test_what_was_not_kept_is_none_and_what_is_of_other_jobs_is_refused(tmp_path
         with pytest.raises(StorageError, match=r"pair\.json was made from other jobs than arm 'pair' has now"):
             kept_result(tmp_path, refused, ensembled=ensembled)
     path.write_text("{}")
-    with pytest.raises(StorageError, match=r"pair\.json holds no result of an arm .*; delete it"):
+    with pytest.raises(StorageError, match=r"pair\.json holds no result of an arm .*; remove it"):
         kept_result(tmp_path, trials, ensembled=False)
 
 
