@@ -41,11 +41,13 @@ $(READY): $(RUNS) requirements/dev.lock
 demo: $(RUNS)
 	$(BIN)/codistill demo
 
-# Side by side what needs no more than a process; then what shares a cluster of Ray, beside what starts a service or a
-# cluster: two lanes of one test at a time, whose output comes one after the other.
+# Side by side what needs no more than a process; then, one after another, what shares a cluster of Ray, and what starts
+# a service or a cluster. The two lanes can also be run beside each other (`make -j2 lane-ray lane-service`): both fill
+# the processors, so that little time is won.
 test: $(READY)
 	$(BIN)/python -m pytest -m "not alone" -n auto --maxprocesses 4 --dist worksteal
-	$(MAKE) --jobs=2 --keep-going --output-sync=target lane-ray lane-service
+	$(BIN)/python -m pytest -m lane_ray
+	$(BIN)/python -m pytest -m lane_service
 
 lane-ray: $(READY)
 	$(BIN)/python -m pytest -m lane_ray
