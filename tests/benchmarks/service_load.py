@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def both_cpus() -> JobSpec:
-    """A job that holds both CPUs, so that all others wait: the default model, in steps of about 20 ms."""
+    """A job that holds both CPUs, so that all others wait: the default model, in steps of about 10 ms."""
     training = {"steps": 10**6, "batch_size": 256, "evaluate_interval_steps": 10**6}
     return parse_spec({"name": "first", "training": training, "replicas": {"count": 2, "cpus": 1.0}})
 
