@@ -12,6 +12,7 @@ from codistill.records import read, values
 from codistill.run_dir import RunDir
 
 VALIDATION = "eval/log_loss"
+"""What is recorded of a model during training: nats, on validation."""
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,12 @@ def result_of(trials: Sequence[Trial], storage: Path, facts: Facts, *, ensembled
     )
 
 
+def not_ended_well(trials: Sequence[Trial], storage: Path) -> list[str]:
+    """Ids of the jobs that have not."""
+    runs = [RunDir(storage, trial.job_id) for trial in trials]
+    return [run.job_id for run in runs if validation_log_loss(run) is None]
+
+
 def validation_log_loss(run: RunDir) -> float | None:
     """Of the replica that the run would serve; None when it has not ended well."""
     if not run.root.is_dir():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from itertools import chain
 from statistics import mean
 from typing import Any
@@ -30,7 +31,7 @@ class Point:
     log_loss: float
     """On validation, nats, of the model that stands for the run."""
     seconds: float
-    """Since the first row of metrics."""
+    """Since the first row of metrics, without the pauses of a training that was interrupted."""
     received_bytes: float
     """By all replicas of the job together."""
     flops: float
@@ -44,7 +45,7 @@ def points_of(run: RunDir, replica: str, facts: Mapping[str, Any] | str) -> list
     table, spec = read(run, replica, "metrics"), run.read_spec()
     steps, losses = values(table, VALIDATION)
     received = _received(run, replica, steps)
-    at = _seconds(table, steps)
+    at = trained_seconds(table, steps)
     return [
         Point(step, loss, at[n], received[n], _flops(spec, facts, step), 1)
         for n, (step, loss) in enumerate(zip(steps, losses, strict=True))
@@ -79,15 +80,24 @@ def _received(run: RunDir, replica: str, steps: Sequence[int]) -> list[float]:
     return [float(count) for count in total]
 
 
-def _seconds(table: pa.Table, steps: Sequence[int]) -> list[float]:
-    """Since the first row, at each of the steps; of a training that was interrupted, the pause counts."""
-    if not steps:
-        return []
-    times = table["time"].to_pylist()
-    began = min(times)
-    rows = zip(table["name"].to_pylist(), table["step"].to_pylist(), times, strict=True)
-    at = {step: time for name, step, time in rows if name == VALIDATION}
-    return [(at[step] - began).total_seconds() for step in steps]
+def trained_seconds(table: pa.Table, steps: Sequence[int]) -> list[float]:
+    """Since the first row of metrics, at each step of an evaluation; of a training that was interrupted, without
+    the time from the last row before to the first row after."""
+    first: dict[tuple[int, int], datetime] = {}
+    last: dict[tuple[int, int], datetime] = {}
+    evaluated: dict[int, tuple[tuple[int, int], datetime]] = {}
+    columns = [table[name].to_pylist() for name in ("fence", "incarnation", "time", "name", "step")]
+    for fence, incarnation, time, name, step in zip(*columns, strict=True):
+        whose = (fence, incarnation)
+        first[whose], last[whose] = min(time, first.get(whose, time)), max(time, last.get(whose, time))
+        if name == VALIDATION:
+            evaluated[step] = (whose, time)
+    before, total = dict[tuple[int, int], timedelta](), timedelta()
+    for whose in sorted(first):
+        before[whose] = total
+        total += last[whose] - first[whose]
+    found = [evaluated[step] for step in steps]
+    return [(before[whose] + time - first[whose]).total_seconds() for whose, time in found]
 
 
 def _mean(points: Sequence[Point]) -> Point:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -24,8 +25,10 @@ class Reach:
     steps: float | None
     """None where it never did."""
     steps_interval: Interval | None
-    """Paired by seed; None for fewer than two."""
+    """Paired by seed; None where the arm did not get there in all of two seeds or more: those in which it did are not
+    drawn by chance."""
     flops: float | None
+    """None where that is not known either."""
     received_bytes: float | None
     """By all replicas of a job together: no multiple, since most baselines receive nothing."""
 
@@ -39,12 +42,13 @@ def reach_of(arm: Curves, baseline: Curves) -> Reach:
     if not pairs:
         return Reach(len(common), 0, None, None, None, None)
     steps = [point.step / goal.step for point, goal in pairs]
+    flops = mean(point.flops / goal.flops for point, goal in pairs)
     return Reach(
         seeds=len(common),
         reached=len(pairs),
         steps=mean(steps),
-        steps_interval=t_interval(steps),
-        flops=mean(point.flops / goal.flops for point, goal in pairs),
+        steps_interval=t_interval(steps) if len(pairs) == len(common) else None,
+        flops=None if math.isnan(flops) else flops,
         received_bytes=mean(point.received_bytes for point, _ in pairs),
     )
 

@@ -9,13 +9,12 @@ from typing import Any
 
 from codistill.compare import Comparison, NothingToCompare
 from codistill.compare.comparison import set_against
-from codistill.run_dir import RunDir
 from codistill.spec import JobSpec
-from codistill.study.arms import ArmResult, Facts, Tried, result_of, validation_log_loss
+from codistill.study.arms import ArmResult, Facts, Tried, not_ended_well, result_of
 from codistill.study.curves import Point, mean_curve
 from codistill.study.effort import Effort, Ratio, ratios
 from codistill.study.reach import Reach, reach_of
-from codistill.study.trials import Trial
+from codistill.study.trials import Trial, by_arm
 
 
 @dataclass(frozen=True)
@@ -66,23 +65,15 @@ def report_of(
 ) -> Report:
     """What the jobs of `trials` have left in `storage`. Raises `NothingToCompare` while none of the baseline has ended
     well."""
-    arms = list(dict.fromkeys(trial.arm for trial in trials))
-    found = [
-        result_of([trial for trial in trials if trial.arm == arm], storage, facts, ensembled=arm in ensemble_of)
-        for arm in arms
-    ]
-    return report_on(
-        name,
-        [result for result in found if result is not None],
-        baseline=baseline,
-        missing=[trial.job_id for trial in trials if validation_log_loss(RunDir(storage, trial.job_id)) is None],
-    )
+    found = [result_of(own, storage, facts, ensembled=arm in ensemble_of) for arm, own in by_arm(trials).items()]
+    results = [result for result in found if result is not None]
+    return report_on(name, results, baseline=baseline, missing=not_ended_well(trials, storage))
 
 
 def report_on(name: str, results: Sequence[ArmResult], *, baseline: str, missing: Sequence[str] = ()) -> Report:
     """The same from results of its arms, wherever they come from; of some of a study's arms if need be."""
-    by_arm = {result.arm: result for result in results}
-    if baseline not in by_arm:
+    there = {result.arm: result for result in results}
+    if baseline not in there:
         raise NothingToCompare(
             f"no job of the baseline '{baseline}' has ended well yet; wait for it, or name another baseline"
         )
@@ -90,7 +81,7 @@ def report_on(name: str, results: Sequence[ArmResult], *, baseline: str, missing
     models = {arm: one for arm, one in measured.items() if one.row.one_model}
     efforts = {result.arm: result.effort for result in results if result.effort is not None}
     curves = {result.arm: mean_curve(result.curves.values()) for result in results}
-    base = by_arm[baseline]
+    base = there[baseline]
     return Report(
         name=name,
         comparison=set_against(models | measured, baseline, [note for result in results for note in result.notes]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,15 @@ def keep(directory: Path, trials: Sequence[Trial], result: ArmResult, *, ensembl
     # A line for each figure would make thousands of them.
     write_json(path, FILE.dump_python(kept, mode="json", exclude_unset=True), indent=None)
     return path
+
+
+def kept_results(
+    directory: Path, arms: Mapping[str, Sequence[Trial]], *, ensemble_of: Collection[str]
+) -> dict[str, ArmResult]:
+    """What was kept of the arms with these trials, of those of which something was. Raises `StorageError` as
+    `kept_result` does."""
+    found = {arm: kept_result(directory, own, ensembled=arm in ensemble_of) for arm, own in arms.items()}
+    return {arm: result for arm, result in found.items() if result is not None}
 
 
 def kept_result(directory: Path, trials: Sequence[Trial], *, ensembled: bool) -> ArmResult | None:

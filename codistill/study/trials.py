@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -42,6 +42,14 @@ def trials_of(study: Study) -> list[Trial]:
         for arm in study.arms
         for choice, settings in enumerate(combinations(study.grid.get(arm, {})))
     ]
+
+
+def by_arm(trials: Sequence[Trial]) -> dict[str, list[Trial]]:
+    """The trials of each arm, arms in the order in which they come."""
+    found: dict[str, list[Trial]] = {}
+    for trial in trials:
+        found.setdefault(trial.arm, []).append(trial)
+    return found
 
 
 def combinations(grid: Mapping[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:

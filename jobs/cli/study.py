@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codistill.run_dir import RunDir
 from jobs.cli.exits import CommandError, Exit
 from jobs.cli.local import Place, Storage, check_place, storage_or_default, train_at
 from jobs.cli.output import Format, emit, emit_data, plain, say, service_url
@@ -64,7 +63,7 @@ def study(
         _be_fair(asked, trials, facts)
         if submit:
             return _submitted(trials, url)
-        work = _Work(asked, trials, storage_or_default(storage), results, facts)
+        work = _Work.of(asked, trials, storage_or_default(storage), results, facts)
         if not only_report and (code := work.train(on)) != Exit.DONE:
             return code
         return _report(work, html, output)
@@ -78,69 +77,64 @@ class _Work:
 
     study: Study
     trials: list[Trial]
+    arms: dict[str, list[Trial]]
     storage: Path
     results: Path | None
     facts: _Facts
+    kept: dict[str, ArmResult]
+    """Of arms whose runs are needed no more."""
+
+    @staticmethod
+    def of(study: Study, trials: list[Trial], storage: Path, results: Path | None, facts: _Facts) -> _Work:
+        from codistill.study.results import kept_results
+        from codistill.study.trials import by_arm
+
+        arms = by_arm(trials)
+        kept = {} if results is None else kept_results(results, arms, ensemble_of=study.ensemble_of)
+        return _Work(study, trials, arms, storage, results, facts, kept)
 
     def train(self, on: str | None) -> int:
         """What is missing, where `--on` says. Without a place for results seed after seed, so that all arms can be
         compared early; else arm after arm, so that results come early."""
+        from codistill.study.results import keep
         from codistill.study.run import train_missing
 
-        kept = [] if self.results is None else [arm for arm in self.study.arms if self._kept(arm) is not None]
-        missing = [trial for trial in self.trials if trial.arm not in kept]
+        missing = [trial for trial in self.trials if trial.arm not in self.kept]
         if missing and not self.storage.is_dir():
             message = f"storage {self.storage} does not exist; create it, or name another directory"
             raise CommandError(message, Exit.USAGE)
         check_place(on, [trial.spec for trial in missing], verb="study")
-        if kept:
-            say(f"results of {len(kept)} of {len(self.study.arms)} arms are in {self.results}")
-        parts = [missing] if self.results is None else [self.of(arm) for arm in self.study.arms if arm not in kept]
+        if self.kept:
+            say(f"results of {len(self.kept)} of {len(self.arms)} arms are in {self.results}")
+        parts = [missing] if self.results is None else [own for arm, own in self.arms.items() if arm not in self.kept]
         for part in parts:
             # What the jobs print is no part of the report.
             code = train_missing(part, self.storage, say=say, train=partial(train_at, on, stdout=sys.stderr))
             if code != Exit.DONE:
                 return code
-            if self.results is not None:
-                self._keep(part[0].arm)
+            arm = part[0].arm
+            if self.results is not None and (result := self._result(arm)) is not None:
+                path = keep(self.results, part, result, ensembled=arm in self.study.ensemble_of)
+                say(f"the result of {arm} is in {path}")
+                self.kept[arm] = result
         return Exit.DONE
 
     def found(self) -> list[ArmResult]:
         """Of every arm of which something is there."""
-        both = [self._kept(arm) or self._result(arm) for arm in self.study.arms]
+        both = [self.kept.get(arm) or self._result(arm) for arm in self.arms]
         return [result for result in both if result is not None]
 
     def missing(self) -> list[str]:
         """Ids of jobs that have not ended well, of arms without a kept result."""
-        from codistill.study.arms import validation_log_loss
+        from codistill.study.arms import not_ended_well
 
-        open_trials = [trial for trial in self.trials if self._kept(trial.arm) is None]
-        runs = [RunDir(self.storage, trial.job_id) for trial in open_trials]
-        return [run.job_id for run in runs if validation_log_loss(run) is None]
-
-    def of(self, arm: str) -> list[Trial]:
-        """Its trials."""
-        return [trial for trial in self.trials if trial.arm == arm]
+        needed = [trial for arm, own in self.arms.items() if arm not in self.kept for trial in own]
+        return not_ended_well(needed, self.storage)
 
     def _result(self, arm: str) -> ArmResult | None:
         from codistill.study.arms import result_of
 
-        return result_of(self.of(arm), self.storage, self.facts, ensembled=arm in self.study.ensemble_of)
-
-    def _kept(self, arm: str) -> ArmResult | None:
-        from codistill.study.results import kept_result
-
-        if self.results is None:
-            return None
-        return kept_result(self.results, self.of(arm), ensembled=arm in self.study.ensemble_of)
-
-    def _keep(self, arm: str) -> None:
-        from codistill.study.results import keep
-
-        result = self._result(arm)
-        if self.results is not None and result is not None:
-            ensembled = arm in self.study.ensemble_of
-            say(f"the result of {arm} is in {keep(self.results, self.of(arm), result, ensembled=ensembled)}")
+        return result_of(self.arms[arm], self.storage, self.facts, ensembled=arm in self.study.ensemble_of)
 
 
 class _Facts:

@@ -16,12 +16,13 @@ from pathlib import Path
 
 from codistill.compare import NothingToCompare
 from codistill.compare.render import arms_text, differences_text
-from codistill.study import Study, Trial, load_study, trials_of
+from codistill.study import Study, load_study, trials_of
 from codistill.study.arms import ArmResult
 from codistill.study.plots import save_curves
 from codistill.study.report import Report, report_on
-from codistill.study.results import kept_result
+from codistill.study.results import kept_results
 from codistill.study.text import given_text, reach_text, tried_text
+from codistill.study.trials import by_arm
 
 PLACE = Path(__file__).parents[2] / "docs" / "evidence"
 PAGE = PLACE.parent / "evidence.md"
@@ -64,7 +65,7 @@ def part(name: str) -> str:
 
 def _figures(name: str, kind: str, baseline: str | None, arms: Sequence[str] | None) -> str:
     """Raises `NothingToCompare` where there is no result of the baseline."""
-    report = _report(name, baseline, None if arms is None else tuple(arms))
+    report = _report(name, baseline, arms)
     match kind:
         case "arms":
             shown = arms_text(report.comparison.rows)
@@ -82,25 +83,19 @@ def _figures(name: str, kind: str, baseline: str | None, arms: Sequence[str] | N
     return f"```\n{shown}\n```{missing}"
 
 
-def _report(name: str, baseline: str | None = None, arms: tuple[str, ...] | None = None) -> Report:
-    """Of a study, or of some of its arms beside the baseline."""
-    study, results = _results(name)
+def _report(name: str, baseline: str | None = None, arms: Sequence[str] | None = None) -> Report:
+    """Of a study, or of some of its arms beside the baseline. Raises `NothingToCompare` without a result of that."""
+    study, kept = _results(name)
     against = baseline or study.set_against
-    there = {result.arm: result for result in results}
     wanted = list(study.arms) if arms is None else [against, *arms]
-    missing = [arm for arm in wanted if arm not in there]
-    return report_on(name, [there[arm] for arm in wanted if arm in there], baseline=against, missing=missing)
+    missing = [arm for arm in wanted if arm not in kept]
+    return report_on(name, [kept[arm] for arm in wanted if arm in kept], baseline=against, missing=missing)
 
 
 @cache
-def _results(name: str) -> tuple[Study, list[ArmResult]]:
+def _results(name: str) -> tuple[Study, dict[str, ArmResult]]:
     study = load_study(PLACE / f"{name}.toml")
-    by_arm: dict[str, list[Trial]] = {}
-    for trial in trials_of(study):
-        by_arm.setdefault(trial.arm, []).append(trial)
-    directory = PLACE / "results" / name
-    found = [kept_result(directory, trials, ensembled=arm in study.ensemble_of) for arm, trials in by_arm.items()]
-    return study, [result for result in found if result is not None]
+    return study, kept_results(PLACE / "results" / name, by_arm(trials_of(study)), ensemble_of=study.ensemble_of)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,12 @@ function drawReport(jobs) {
     h("td", { class: "number" }, interval ? `${figure(metric, interval.low, true)} to ${figure(metric, interval.high, true)}` : "–"),
     h("td", { class: "number" }, String(n)), h("td", {}, verdict ?? "–"))));
   $("notes").replaceChildren(...notes.map((note) => h("li", {}, note)));
+  const times = (value) => (value === null ? "–" : `${value.toFixed(2)} ×`);
+  show($("reach-card"), Object.values(report.reach).some(({ seeds }) => seeds > 0));
+  setRows($("reach"), Object.entries(report.reach).map(([arm, { seeds, reached, steps, steps_interval: interval, flops, received_bytes }]) => h("tr", { "data-key": arm },
+    h("th", { scope: "row" }, arm), h("td", { class: "number" }, `${reached} of ${seeds}`), h("td", { class: "number" }, times(steps)),
+    h("td", { class: "number" }, interval ? `${interval.low.toFixed(2)} to ${interval.high.toFixed(2)}` : "–"),
+    h("td", { class: "number" }, times(flops)), h("td", { class: "number" }, received_bytes === null ? "–" : bytes(received_bytes)))));
   const tried = Object.entries(report.tried).flatMap(([arm, all]) => all.map((one, at) => ({ arm, at, ...one })));
   show($("tried-card"), tried.length > 0);
   const chosen = (arm) => JSON.stringify(report.chosen[arm]);

@@ -37,13 +37,6 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(store_url: str, clock: Clock) -> Iterator[Store]:
-    store = Store.open(store_url, clock)
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def on_disk(tmp_path: Path, clock: Clock) -> Iterator[Store]:
     """On SQLite alone."""
     store = Store.open(f"sqlite:///{tmp_path / 'jobs.db'}", clock)

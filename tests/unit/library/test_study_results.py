@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from codistill.records import METRICS
 from codistill.run_dir import StorageError
 from codistill.study import Trial, trials_of
 from codistill.study.arms import ArmResult, result_of
-from codistill.study.curves import Point
+from codistill.study.curves import Point, trained_seconds
 from codistill.study.reach import first_at, reach_of
 from codistill.study.report import report_on
 from codistill.study.results import keep, kept_result
@@ -84,6 +88,27 @@ def test_what_was_not_kept_is_none_and_what_is_of_other_jobs_is_refused(tmp_path
         kept_result(tmp_path, trials, ensembled=False)
 
 
+# ---------------------------------------------------------------- what it took
+
+
+def test_seconds_of_training_leave_out_the_pause_of_an_interruption() -> None:
+    """Step 2 was evaluated before a pause of 600 s, step 4 after it; another attempt begins after 1,000 s more."""
+    rows = [
+        (1, 0, 0.0, "train/loss", 1),
+        (1, 0, 5.0, "eval/log_loss", 2),
+        (1, 1, 605.0, "train/loss", 3),
+        (1, 1, 608.0, "eval/log_loss", 4),
+        (2, 0, 1608.0, "train/loss", 5),
+        (2, 0, 1612.0, "eval/log_loss", 6),
+    ]
+    keys = ("fence", "incarnation", "time", "name", "step")
+    columns = dict(zip(keys, map(list, zip(*rows, strict=True)), strict=True))
+    columns["time"] = [datetime.fromtimestamp(at, UTC) for at in columns["time"]]
+    table = pa.table({**columns, "value": [1.0] * len(rows)}).select(METRICS.names).cast(METRICS)
+    assert trained_seconds(table, [2, 4, 6]) == [5.0, 8.0, 12.0]
+    assert trained_seconds(table.slice(0, 0), []) == []
+
+
 # ---------------------------------------------------------------- as good as the baseline
 
 
@@ -117,9 +142,16 @@ def test_reach_is_paired_by_seed_and_counts_who_never_got_there() -> None:
     assert reach.steps == pytest.approx((30 / 40 + 10 / 20) / 2)
     assert reach.flops == pytest.approx((120 / 80 + 40 / 40) / 2)
     assert reach.received_bytes == pytest.approx((90 + 30) / 2)
+    assert reach.steps_interval is None  # seed 3, in which it failed, would be missing from it
+    both = reach_of({seed: arm[seed] for seed in (1, 2)}, base)
     # Student's t with one degree of freedom: 12.706 times the standard error, which is half the distance of the two.
-    assert reach.steps_interval is not None
-    assert reach.steps_interval.high - reach.steps_interval.mean == pytest.approx(12.706 * 0.125, rel=1e-4)
+    assert both.steps_interval is not None
+    assert both.steps_interval.high - both.steps_interval.mean == pytest.approx(12.706 * 0.125, rel=1e-4)
+
+
+def test_operations_that_are_not_known_are_none() -> None:
+    reach = reach_of({1: curve((20, 0.4), flops_per_step=math.nan)}, {1: curve((20, 0.5), flops_per_step=math.nan)})
+    assert (reach.reached, reach.steps, reach.flops) == (1, 1.0, None)
 
 
 def test_an_arm_that_is_never_as_good_has_no_figures(tmp_path: Path) -> None:
