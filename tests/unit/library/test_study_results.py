@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from codistill.compare import NothingToCompare
 from codistill.records import METRICS
 from codistill.run_dir import StorageError
 from codistill.study import Trial, trials_of
@@ -21,6 +22,7 @@ from codistill.study.report import report_on
 from codistill.study.results import keep, kept_result
 from codistill.study.spec import parse_study
 from codistill.study.text import as_text
+from codistill.study.trials import by_arm
 from tests.ended_runs import ended_run
 from tests.support import SMALL
 
@@ -86,6 +88,20 @@ def test_what_was_not_kept_is_none_and_what_is_of_other_jobs_is_refused(tmp_path
     path.write_text("{}")
     with pytest.raises(StorageError, match=r"pair\.json holds no result of an arm .*; remove it"):
         kept_result(tmp_path, trials, ensembled=False)
+
+
+def test_arms_that_were_tested_on_other_samples_are_not_set_side_by_side(tmp_path: Path) -> None:
+    """As many samples and classes, and other labels: kept results know no more of each other than a digest."""
+    trials = {arm: own[:1] for arm, own in by_arm(trials_of(parse_study({**STUDY, "ensemble_of": []}))).items()}
+    results: list[ArmResult] = []
+    for labels, (_, own) in zip(([0, 1], [1, 0]), trials.items(), strict=True):
+        splits = {f"replica-{i}": (sure(0.6), sure(0.6)) for i in range(2)}
+        ended_run(tmp_path, own[0].job_id, splits, labels, seed=own[0].seed, spec=own[0].spec)
+        result = result_of(own, tmp_path, lambda spec: FACTS, ensembled=False)
+        assert result is not None
+        results.append(result)
+    with pytest.raises(NothingToCompare, match="arms 'pair' and 'solo' were tested on different samples"):
+        report_on("tiny", results, baseline="solo")
 
 
 # ---------------------------------------------------------------- what it took
@@ -159,15 +175,23 @@ def test_an_arm_that_is_never_as_good_has_no_figures(tmp_path: Path) -> None:
     assert (reach.seeds, reach.reached, reach.steps, reach.flops) == (1, 0, None, None)
 
 
-def test_of_the_text_each_line_says_how_many_got_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("third", "line"),
+    [
+        (((20, 0.6), (40, 0.2)), ["pair", "3", "of", "3", "0.62", "0.62", "..", "0.62", "0.62", "75", "B"]),
+        (((40, 0.55),), ["pair", "2", "of", "3", "0.62", "–", "0.62", "75", "B"]),
+    ],
+)
+def test_of_the_text_each_line_says_how_many_got_there(
+    tmp_path: Path, third: tuple[tuple[int, float], ...], line: list[str]
+) -> None:
     (tmp_path / "runs").mkdir()
     found = ended(tmp_path / "runs")
-    results: list[Any] = []
+    results: list[ArmResult] = []
     for arm, (_, result) in found.items():
         curves = {seed: curve((20, 0.6), (40, 0.5 if arm == "solo" else 0.2)) for seed in (1, 2, 3)}
-        results.append(ArmResult(**{**vars(result), "curves": curves}))
+        results.append(replace(result, curves=curves if arm == "solo" else {**curves, 3: curve(*third)}))
     text = as_text(report_on("tiny", results, baseline="solo"))
-    head, line = text.partition("to the lowest log loss of solo on validation")[2].splitlines()[1::2][:2]
+    head, said = text.partition("to the lowest log loss of solo on validation")[2].splitlines()[1::2][:2]
     assert head.split()[:5] == ["arm", "got", "there", "steps", "95"]
-    assert line.split()[:4] == ["pair", "3", "of", "3"]
-    assert line.split()[4:] == ["0.62", "0.62", "..", "0.62", "0.62", "75", "B"]
+    assert said.split() == line
