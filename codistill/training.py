@@ -13,26 +13,21 @@ from torch import Tensor, nn
 
 from codistill.batch import Batch
 from codistill.checkpoint import Checkpoint, load, load_newest, readable_in, save
-from codistill.companion import Opening
 from codistill.data.loader import read_ahead
 from codistill.data.split import SplitName, in_order
 from codistill.environment import write_environment
 from codistill.evaluate import write_predictions
-from codistill.exchange.clock import PublishRule
-from codistill.exchange.currency import Currency
-from codistill.exchange.mailbox import MailboxLike
-from codistill.exchange.opening import Member, OpenMailbox, Shown, open_mailbox
-from codistill.exchange.prediction_records import OfPredictions
+from codistill.exchange.opening import Member, OpenMailbox, open_mailbox
 from codistill.exchange.snapshot import SnapshotId
-from codistill.exchange.terms import Counters, StopRequested
+from codistill.exchange.terms import StopRequested
 from codistill.exchange.transport import Connect
-from codistill.exchange.weights import OfWeights
 from codistill.export import write_export
 from codistill.loop import Surroundings, train_phase
 from codistill.memory import MemoryGauge, process_bytes
-from codistill.methods import phase_of, plan
+from codistill.methods import plan
 from codistill.notebook import Notebook
 from codistill.numerics import Numerics, hardware_of
+from codistill.opener import Opener
 from codistill.phase import Artifacts, Learner, Phase, Replica
 from codistill.randomness import seed_everything
 from codistill.ranks import Ranks
@@ -79,6 +74,17 @@ class ReplicaTraining:
             precision=spec.training.precision,
         )
         self.notebook = Notebook(self.directory, telemetry, speed, self.ranks)
+        member = Member(
+            run=run,
+            me=me,
+            replicas=self.replica.count,
+            ranks=self.ranks,
+            connect=outside.connect,
+            ledger=self.notebook.ledger,
+            counters=self.notebook.counters,
+            should_stop=outside.should_stop,
+        )
+        self.opener = Opener(spec, member, outside.open_mailbox, self._place)
         self.finished: dict[str, Learner] = {}
         self.started = time.monotonic()
         self.memory = MemoryGauge(self.device)
@@ -96,7 +102,7 @@ class ReplicaTraining:
         at_phase = 0 if resumed is None else int(resumed.values["phase"])
         if resumed is not None:
             log.info("%s goes on from step %d of attempt %d", self.name, resumed.step, resumed.fence)
-            self.notebook.counters = Counters(**resumed.values["counters"] | {"quarantined": 0})
+            self.notebook.counters.go_on_from(resumed.values["counters"])
             self.seconds_before = float(resumed.values["seconds"])
         if self.ranks.leads:
             self._open_records(0 if resumed is None else resumed.step)
@@ -151,7 +157,7 @@ class ReplicaTraining:
         if resumed is not None:
             work.restore(resumed.tensors, resumed.values["in_progress"])
         try:
-            self._open_companions(phase, work)
+            self.opener.open(phase, work, Artifacts(self.finished))
             if resumed is not None:
                 work.restore_companions(resumed.tensors)
                 if resumed.fence == INHERITED_FENCE:
@@ -195,51 +201,6 @@ class ReplicaTraining:
         batches = phase.batches(Artifacts(self.finished))
         pin = self.device.type == "cuda"
         return read_ahead(batches, range(step, phase.steps), self.spec.training.loader, pin=pin)
-
-    def _open_companions(self, phase: Phase, work: PhaseInProgress) -> None:
-        opening = Opening(
-            learner=work.learner,
-            finished=self.finished,
-            storage=self.run.storage,
-            place=self._place,
-            build_part=lambda part, replica: self._build_part(phase, part, replica),
-            open_mailbox=lambda shown, rule, of_peer: self._open_mailbox(
-                OfWeights(shown, self.spec.exchange.precision, of_peer=of_peer), rule
-            ),
-            open_predictions=lambda form, rule: self._open_mailbox(OfPredictions(form), rule),
-            start_together_s=self.spec.exchange.start_together_s,
-            ranks=self.ranks,
-            mixed=bool(self.spec.recipes),
-        )
-        for source in phase.teachers:
-            work.teachers[source.name] = source.open(opening)
-        for rule in phase.rules:
-            work.rules[rule.name] = rule.open(opening)
-
-    def _open_mailbox(self, currency: Currency[Shown], rule: PublishRule) -> MailboxLike[Shown]:
-        member = Member(
-            run=self.run,
-            me=self.me,
-            replicas=self.replica.count,
-            ranks=self.ranks,
-            connect=self.outside.connect,
-            ledger=self.notebook.ledger,
-            counters=self.notebook.counters,
-            should_stop=self.outside.should_stop,
-        )
-        return self.outside.open_mailbox(
-            member,
-            self.spec.exchange,
-            currency,
-            rule,
-            checkpoint_interval_steps=self.spec.training.checkpoint_interval_steps,
-            timeout_s=self.spec.limits.lockstep_timeout_s,
-        )
-
-    def _build_part(self, phase: Phase, part: str, replica: int) -> nn.Module:
-        if self.spec.recipes and replica != self.me.replica:
-            phase = phase_of(self.spec, replica, phase.name)
-        return self._place(phase.learner(Artifacts(self.finished))[part])
 
     def _place(self, module: nn.Module) -> nn.Module:
         module.to(self.device)

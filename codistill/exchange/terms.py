@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -47,6 +47,11 @@ class Counters:
     """Replicas in quarantine now, this one included."""
     readmitted: int = 0
     """Times that one came out of quarantine."""
+
+    def go_on_from(self, counted: Mapping[str, int]) -> None:
+        """Take up what an earlier incarnation counted (`vars` of its counters); it may have known others in quarantine
+        than this one, which has looked at nobody yet."""
+        vars(self).update(vars(Counters(**counted)), quarantined=0)
 
     def note_quarantine(self, before: bool, after: bool) -> None:
         """Somebody was in quarantine or not, and now is or is not."""

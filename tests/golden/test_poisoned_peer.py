@@ -12,8 +12,8 @@ import pytest
 from codistill import records
 from codistill.exchange.gate import Gate, Verdict
 from codistill.exchange.snapshot import Arrays, Header
+from codistill.opener import Opener
 from codistill.ranks import Ranks
-from codistill.training import ReplicaTraining
 from tests.support import final_weights, fingerprint, new_run, run_in_turns, small_spec
 
 POISON = {
@@ -58,13 +58,13 @@ class Poisoned:
 def test_whoever_hears_a_poisoned_peer_ends_as_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poison: str, looks: bool
 ) -> None:
-    open_mailbox = ReplicaTraining._open_mailbox
+    open_mailbox = Opener.open_mailbox
 
-    def opened(training: ReplicaTraining, currency: Any, rule: Any) -> Any:
-        of_peer = Poisoned(currency, POISON[poison], looks) if training.me.replica == 1 else currency
-        return open_mailbox(training, of_peer, rule)
+    def opened(opener: Opener, currency: Any, rule: Any) -> Any:
+        of_peer = Poisoned(currency, POISON[poison], looks) if opener.member.me.replica == 1 else currency
+        return open_mailbox(opener, of_peer, rule)
 
-    monkeypatch.setattr(ReplicaTraining, "_open_mailbox", opened)
+    monkeypatch.setattr(Opener, "open_mailbox", opened)
     pair = new_run(tmp_path / "pair", small_spec(exchange={"mode": "async", "start_together_s": 0.0}))
     solo = new_run(tmp_path / "solo", small_spec(method={"kind": "solo"}))
     results = run_in_turns(pair)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster import driver
+from cluster import watch
 from cluster.driver import Attempt
 from cluster.trainer import RunFailed, TrainRun
 from codistill.outcome import Reason, ReplicaOutcome
@@ -31,8 +31,8 @@ def train_arms(
         return fit(self.replica)
 
     monkeypatch.setattr(TrainRun, "fit", fitted)
-    monkeypatch.setattr(driver.trainer, "kill", lambda directory, replica: None)
-    monkeypatch.setattr(driver, "WATCH_INTERVAL_S", 0.01)
+    monkeypatch.setattr(watch.trainer, "kill", lambda directory, replica: None)
+    monkeypatch.setattr(watch, "WATCH_INTERVAL_S", 0.01)
     attempt = Attempt(run, 1, say=lambda line: None)
     return *attempt._train_arms(run.read_spec(), "namespace", None), started
 

@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from cluster.driver import ReplicaRun
+from cluster.replica_run import ReplicaRun
 from cluster.trainer import is_death, sentence_of
 from codistill.run_dir import write_json
 from tests.support import new_run, small_spec
