@@ -16,6 +16,7 @@ from codistill.run_dir import RunDir
 from codistill.spec import JobSpec
 from codistill.study.curves import Point, points_of
 from codistill.study.effort import Effort, effort_of
+from codistill.study.origin import Origin, origins_of
 from codistill.study.trials import Trial
 
 Facts = Callable[[JobSpec], Mapping[str, Any] | str]
@@ -50,6 +51,8 @@ class ArmResult:
     """None where facts are not known."""
     notes: tuple[str, ...]
     """What could not be counted, and why."""
+    origins: tuple[Origin, ...] = ()
+    """What the runs that stand for it were made with; empty where that was not kept."""
 
 
 def result_of(trials: Sequence[Trial], storage: Path, facts: Facts, *, ensembled: bool) -> ArmResult | None:
@@ -79,6 +82,7 @@ def result_of(trials: Sequence[Trial], storage: Path, facts: Facts, *, ensembled
         },
         effort=None if isinstance(known, str) else effort_of(spec, known),
         notes=tuple(notes),
+        origins=origins_of(RunDir(storage, trial.job_id) for trial in standing),
     )
 
 

@@ -10,7 +10,7 @@ from codistill.compare.plots import draw
 from codistill.compare.render import arm_cells, difference_cells
 from codistill.study.plots import as_svg, draw_curves
 from codistill.study.report import Report
-from codistill.study.text import REACH_HEAD, TRIED_HEAD, given_cells, given_head, reach_cells, tried_cells
+from codistill.study.text import REACH_HEAD, TRIED_HEAD, given_cells, given_head, made_text, reach_cells, tried_cells
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -58,9 +58,10 @@ def as_html(report: Report) -> str:
 def _summary(report: Report) -> str:
     runs = sum(row.runs for row in report.comparison.rows if row.one_model)
     missing = f"; not ended well yet: {', '.join(report.missing)}" if report.missing else ""
+    made = f" Made with {made_text(report)}." if report.origins else ""
     return (
         f"{runs} runs of {len(report.specs)} arms. Of each run the replica with the lowest log loss on validation is"
-        f" scored, once, on the test set{missing}."
+        f" scored, once, on the test set{missing}.{made}"
     )
 
 

@@ -13,6 +13,7 @@ from codistill.spec import JobSpec
 from codistill.study.arms import ArmResult, Facts, Tried, not_ended_well, result_of
 from codistill.study.curves import Point, mean_curve
 from codistill.study.effort import Effort, Ratio, ratios
+from codistill.study.origin import Origin, distinct
 from codistill.study.reach import Reach, reach_of
 from codistill.study.trials import Trial, by_arm
 
@@ -36,6 +37,8 @@ class Report:
     """Of each arm but the baseline."""
     specs: Mapping[str, JobSpec]
     """Of the first seed."""
+    origins: tuple[Origin, ...] = ()
+    """The different ones of all arms."""
     missing: tuple[str, ...] = ()
     """Ids of jobs that have not ended well."""
 
@@ -50,6 +53,7 @@ class Report:
             "ratios": {arm: {**asdict(one), "is_equal": one.is_equal} for arm, one in self.ratios.items()},
             "curves": {arm: [asdict(point) for point in curve] for arm, curve in self.curves.items()},
             "reach": {arm: asdict(one) for arm, one in self.reach.items()},
+            "origins": [asdict(one) for one in self.origins],
             "missing": list(self.missing),
         }
 
@@ -92,5 +96,6 @@ def report_on(name: str, results: Sequence[ArmResult], *, baseline: str, missing
         curves=curves,
         reach={result.arm: reach_of(result.curves, base.curves) for result in results if result is not base},
         specs={result.arm: result.spec for result in results},
+        origins=distinct(result.origins for result in results),
         missing=tuple(missing),
     )

@@ -26,6 +26,8 @@ def as_text(report: Report) -> str:
         head = f"to the lowest log loss of {baseline} on validation, as multiples of what that took {baseline}:"
         blocks.append(f"{head}\n{reach_text(report)}")
     blocks += [f"{arm}, chosen on validation:\n{tried_text(report, arm)}" for arm in report.tried]
+    if report.origins:
+        blocks.append(f"made with {made_text(report)}")
     if report.missing:
         blocks.append(f"not ended well yet: {', '.join(report.missing)}")
     return "\n\n".join(blocks)
@@ -39,6 +41,11 @@ def reach_text(report: Report) -> str:
 def given_text(report: Report) -> str:
     """What each arm was given."""
     return aligned(given_head(report), given_cells(report))
+
+
+def made_text(report: Report) -> str:
+    """What its runs were made with."""
+    return "; ".join(map(str, report.origins))
 
 
 def tried_text(report: Report, arm: str) -> str:

@@ -21,7 +21,7 @@ from codistill.study.arms import ArmResult
 from codistill.study.plots import save_curves
 from codistill.study.report import Report, report_on
 from codistill.study.results import kept_results
-from codistill.study.text import given_text, reach_text, tried_text
+from codistill.study.text import given_text, made_text, reach_text, tried_text
 from codistill.study.trials import by_arm
 
 PLACE = Path(__file__).parents[2] / "docs" / "evidence"
@@ -29,7 +29,7 @@ PAGE = PLACE.parent / "evidence.md"
 STUDIES = ("images", "flights", "text", "steps")
 PARTS = ("head", *STUDIES, "mlp", "currency")
 """Texts, in this order; those of studies have places for figures."""
-FIGURES = re.compile(r"^\[\[(arms|differences|given|reach|tried|curves)(?: (\S+))?(?:: (.+))?\]\]$", re.MULTILINE)
+FIGURES = re.compile(r"^\[\[(arms|differences|given|reach|tried|curves|made)(?: (\S+))?(?:: (.+))?\]\]$", re.MULTILINE)
 """`[[differences solo: a, b]]`: of arms `a` and `b` to `solo`; without a baseline the study's, without arms all."""
 
 
@@ -77,6 +77,8 @@ def _figures(name: str, kind: str, baseline: str | None, arms: Sequence[str] | N
             shown = reach_text(report)
         case "tried":
             shown = "\n\n".join(tried_text(report, arm) for arm in report.tried)
+        case "made":
+            return f"Made with {made_text(report)}."
         case _:
             return f"![Log loss on validation against steps, seconds, bytes and operations](evidence/{name}.svg)"
     missing = f"\n\nNot trained yet: {', '.join(report.missing)}." if report.missing else ""

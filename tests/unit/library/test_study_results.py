@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from codistill.compare import NothingToCompare
+from codistill.environment import write_environment
 from codistill.records import METRICS
-from codistill.run_dir import StorageError
+from codistill.run_dir import RunDir, StorageError, read_json, write_json
 from codistill.study import Trial, trials_of
 from codistill.study.arms import ArmResult, result_of
 from codistill.study.curves import Point, trained_seconds
+from codistill.study.origin import origins_of
 from codistill.study.reach import first_at, reach_of
 from codistill.study.report import report_on
 from codistill.study.results import keep, kept_result
@@ -195,3 +200,41 @@ def test_of_the_text_each_line_says_how_many_got_there(
     head, said = text.partition("to the lowest log loss of solo on validation")[2].splitlines()[1::2][:2]
     assert head.split()[:5] == ["arm", "got", "there", "steps", "95"]
     assert said.split() == line
+
+
+# ---------------------------------------------------------------- what made it
+
+
+def test_a_report_says_what_its_runs_were_made_with_each_once(tmp_path: Path) -> None:
+    storage = tmp_path / "runs"
+    storage.mkdir()
+    found = ended(storage)
+    assert origins_of(RunDir(storage, trial.job_id) for trial in found["solo"][0]) == ()
+    assert "made with" not in as_text(report_on("tiny", [found["solo"][1]], baseline="solo"))
+    (first, *others), _ = found["solo"]
+    path = write_environment(RunDir(storage, first.job_id), 1, first.spec, data_digests={})
+    written = read_json(path)
+    assert written is not None
+    for trial, torch in zip(others, ("1.0", written["versions"]["torch"]), strict=True):
+        other = written | {"versions": written["versions"] | {"torch": torch}}
+        write_json(RunDir(storage, trial.job_id).attempt(1) / path.name, other)
+    result = result_of(found["solo"][0], storage, lambda spec: FACTS, ensembled=True)
+    assert result is not None
+    assert [one.torch for one in result.origins] == [metadata.version("torch"), "1.0"]
+    assert result.origins[0].cores == os.cpu_count()
+    report = report_on("tiny", [result, replace(found["pair"][1], origins=result.origins[1:])], baseline="solo")
+    assert as_text(report).count("torch 1.0, on ") == 1
+    assert report.as_json()["origins"][1]["torch"] == "1.0"
+
+
+def test_a_result_that_was_kept_without_its_origin_is_read(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    trials, result = ended(tmp_path / "runs")["pair"]
+    path = keep(tmp_path, trials, result, ensembled=False)
+    written = path.read_text()
+    held = json.loads(written)
+    assert held["result"].pop("origins") == []
+    path.write_text(json.dumps(held))
+    read = kept_result(tmp_path, trials, ensembled=False)
+    assert read is not None
+    assert keep(tmp_path, trials, read, ensembled=False).read_text() == written
