@@ -8,13 +8,20 @@ look at the labels: `naive`, `linear`, `min_logit`. At places without a label th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from codistill.losses import IGNORED
+
+AddUp = Callable[[Tensor], Tensor]
+
+
+def of_one(sums: Tensor) -> Tensor:
+    """What adds up where the whole batch is here."""
+    return sums
 
 
 def mean_probabilities(logits: Sequence[Tensor], *, temperature: float = 1.0, weights: Tensor | None = None) -> Tensor:
@@ -51,9 +58,12 @@ def min_logit(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
     return _where_labelled(_above_label(logits, labels).amin(0), logits, labels)
 
 
-def linear(logits: Sequence[Tensor], labels: Tensor, *, per_place: bool = False) -> Tensor:
+def linear(logits: Sequence[Tensor], labels: Tensor, *, per_place: bool = False, add_up: AddUp = of_one) -> Tensor:
     """The mixture of the teachers' logits that knows the labels best (KDCL-Linear, Guo et al. 2020): logits
-    [..., classes] of labels [...]. One mixture for all places together, or one for each."""
+    [..., classes] of labels [...]. One mixture for all places together, or one for each.
+
+    Of a batch that is shared out, each with its part calls this at the same time, with an `add_up` that gives the sum
+    over all parts of a small float64 tensor; there is one mixture then, for all of them."""
     above = _above_label(logits, labels)
     flat = above.reshape(len(logits), -1, above.shape[-1])
     known = (labels.reshape(-1) != IGNORED).double()
@@ -61,7 +71,7 @@ def linear(logits: Sequence[Tensor], labels: Tensor, *, per_place: bool = False)
     if per_place:
         alpha = mixture(grouped.unsqueeze(1), torch.ones_like(known).unsqueeze(1))
     else:
-        alpha = mixture(grouped.unsqueeze(0), (known / known.sum().clamp(min=1)).unsqueeze(0))
+        alpha = mixture(grouped.unsqueeze(0), (known / add_up(known.sum()).clamp(min=1)).unsqueeze(0), add_up)
     mixed = (alpha.unsqueeze(-1) * grouped).sum(1).to(above.dtype).reshape(above.shape[1:])
     return _where_labelled(mixed, logits, labels)
 
@@ -69,9 +79,9 @@ def linear(logits: Sequence[Tensor], labels: Tensor, *, per_place: bool = False)
 LEAST_BARRIER = 1e-9
 
 
-def mixture(above: Tensor, counts: Tensor) -> Tensor:
+def mixture(above: Tensor, counts: Tensor, add_up: AddUp = of_one) -> Tensor:
     """For each of G problems the alpha [G, m] >= 0 of sum 1 that minimises sum_n counts_n * logsumexp(alpha^T above_n);
-    `above` [G, n, m, classes] and `counts` [G, n] in float64.
+    `above` [G, n, m, classes] and `counts` [G, n] in float64. Of terms that are shared out, `add_up` gives the sums.
 
     Convex: Newton's steps along the path that a barrier -mu * sum log alpha leads to the optimum as mu falls, so that
     of many optima (networks that say the same) it is the one in their middle.
@@ -81,24 +91,27 @@ def mixture(above: Tensor, counts: Tensor) -> Tensor:
     barrier = 0.1
     while barrier > LEAST_BARRIER:
         for _ in range(4):
-            step = _newton(above, counts, alpha, barrier)
+            step = _newton(above, counts, alpha, barrier, add_up)
             furthest = torch.where(step < 0, -alpha / step, torch.inf).amin(-1, keepdim=True)
             step = step * (0.99 * furthest).clamp(max=1.0)
             tried = alpha + fractions.reshape(-1, 1, 1) * step  # [6, G, m]
             mixed = torch.einsum("kgm,gnmc->kgnc", tried, above)
-            values = (counts * torch.logsumexp(mixed, dim=-1)).sum(-1) - barrier * tried.log().sum(-1)
+            values = add_up((counts * torch.logsumexp(mixed, dim=-1)).sum(-1)) - barrier * tried.log().sum(-1)
             alpha = _picked(tried, values.argmin(0))
         barrier /= 100
     return alpha
 
 
-def _newton(above: Tensor, counts: Tensor, alpha: Tensor, barrier: float) -> Tensor:
+def _newton(above: Tensor, counts: Tensor, alpha: Tensor, barrier: float, add_up: AddUp) -> Tensor:
     """The step [G, m], of sum 0, to the minimum of the second-order model."""
     said = torch.einsum("gm,gnmc->gnc", alpha, above).softmax(-1)
     means = torch.einsum("gnmc,gnc->gnm", above, said)
     off = above - means.unsqueeze(-1)
-    curvature = torch.einsum("gn,gnc,gnac,gnbc->gab", counts, said, off, off) + torch.diag_embed(barrier / alpha**2)
-    slope = (counts.unsqueeze(-1) * means).sum(1) - barrier / alpha
+    second = torch.einsum("gn,gnc,gnac,gnbc->gab", counts, said, off, off)
+    first = (counts.unsqueeze(-1) * means).sum(1)
+    sums = add_up(torch.cat([second, first.unsqueeze(1)], dim=1))
+    curvature = sums[:, :-1] + torch.diag_embed(barrier / alpha**2)
+    slope = sums[:, -1] - barrier / alpha
     both = torch.linalg.solve(curvature, torch.stack([slope, torch.ones_like(slope)], dim=-1))
     return both[..., 1] * (both[..., 0].sum(-1) / both[..., 1].sum(-1)).unsqueeze(-1) - both[..., 0]
 

@@ -84,15 +84,21 @@ def attended(teachers: Sequence[Tensor], student: Tensor, attention: Tensor, *, 
     return Pulled(losses.kl_divergence(target, student, temperature=temperature, through=True), target.detach())
 
 
-def by_labels(target: NaiveTarget | LinearTarget | MinLogitTarget, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+def by_labels(
+    target: NaiveTarget | LinearTarget | MinLogitTarget,
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    *,
+    add_up: combine.AddUp = combine.of_one,
+) -> Tensor:
     """What the logits [..., classes] of m networks become, by the labels [...]: logits of their size, without
-    gradient."""
+    gradient. `add_up` is as for `combine.linear`."""
     with torch.no_grad():
         match target:
             case NaiveTarget():
                 return combine.naive(logits, labels)
             case LinearTarget():
-                return combine.linear(logits, labels, per_place=target.per == "sample")
+                return combine.linear(logits, labels, per_place=target.per == "sample", add_up=add_up)
             case MinLogitTarget():
                 return combine.min_logit(logits, labels)
 

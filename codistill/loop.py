@@ -109,7 +109,10 @@ def train_step(
             seed_everything(*around.stream, work.step, number, at, around.ranks.rank)
             with gradients_stay_here(parts, here=at + 1 < len(micros)):
                 with around.numerics.autocast():
-                    loss = update.loss(Step(work.step, micro, work.learner, parts, targets, work.state, around.stream))
+                    step = Step(
+                        work.step, micro, work.learner, parts, targets, work.state, around.stream, around.ranks.add_up
+                    )
+                    loss = update.loss(step)
                 if loss.said is not None:
                     for teacher in work.teachers.values():
                         teacher.listen(micro, loss.said)

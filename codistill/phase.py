@@ -51,6 +51,9 @@ class Step:
     """What each teacher source answered, by its name; an empty list means nobody was there."""
     state: State
     stream: tuple[Name, ...]
+    add_up: Callable[[Tensor], Tensor] = lambda sums: sums
+    """The sum of a small tensor over the ranks of the replica, the same on each; all of them call it as often, with the
+    same shape. No gradient passes."""
 
     def show(self, part: str, view: str = "x") -> Outputs:
         """The taps of `part` for a view of the batch."""

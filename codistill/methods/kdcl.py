@@ -12,7 +12,7 @@ from what they say, z_1..z_m, and is meant to be better than any of them:
                C_ij = mean <p_i - y, p_j - y> over samples that are held out of training
 
 The target is detached. C is measured every `target.refresh_steps`, and w even until then. A batch
-has one alpha, or each sample its own (`target.per`). Where the recipe does not augment, or with `own_views` off,
+has one alpha, over all ranks, or each sample its own (`target.per`). Where the recipe does not augment, or with `own_views` off,
 all networks see the view of the first, which is the one that is exported. The others may be larger or smaller
 (`method.others`).
 """
@@ -85,7 +85,7 @@ def plan(spec: JobSpec, method: Kdcl, recipe: Recipe, replica: Replica) -> Seque
 def target_of(method: Kdcl, logits: Sequence[Tensor], step: Step) -> Tensor:
     """Log-probabilities [..., classes] at the temperature, without gradient, of the networks' logits."""
     if not isinstance(method.target, GeneralTarget):
-        towards = by_labels(method.target, logits, step.batch.y)
+        towards = by_labels(method.target, logits, step.batch.y, add_up=step.add_up)
         return combine.mean_probabilities([towards], temperature=method.temperature)
     weights = None
     if "weights" in step.state:

@@ -52,7 +52,7 @@ def pulled_by(method: Codistillation, student: Outputs, peers: Sequence[Outputs]
             pulled = attended(mixed, own, alpha, temperature=method.temperature)
             return pulled, stats | attention_of(alpha, itself=itself)
         case chosen:
-            target = by_labels(chosen, everyone(own, said, present), step.batch.y)
+            target = by_labels(chosen, everyone(own, said, present), step.batch.y, add_up=step.add_up)
             heard = None if present is None else present.any(0, keepdim=True)
             return pull(method.divergence, [target], own, temperature=method.temperature, present=heard), stats
 

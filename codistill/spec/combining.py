@@ -72,11 +72,12 @@ def why_nothing_to_attend(target: PeersTarget, *, most_heard: int) -> str | None
     )
 
 
-def why_not_cut(target: PeersTarget | CohortTarget, *, ranks: int, accumulate: int) -> str | None:
-    """What keeps a batch from being cut for `target`, and what would be right; None when nothing does."""
-    if not isinstance(target, LinearTarget) or target.per == "sample" or ranks * accumulate == 1:
+def why_not_cut(target: PeersTarget | CohortTarget, *, accumulate: int) -> str | None:
+    """What keeps a batch from being trained on piece by piece for `target`, and what would be right; None when nothing
+    does. Ranks, which have their pieces at the same time, find one mixture together."""
+    if not isinstance(target, LinearTarget) or target.per == "sample" or accumulate == 1:
         return None
     return (
-        "method.target 'linear' has one mixture for the whole batch, which replicas.ranks"
-        f" ({ranks}) x training.accumulate ({accumulate}) cut; leave both at 1, or use method.target.per = 'sample'"
+        "method.target 'linear' has one mixture for the whole batch, which training.accumulate"
+        f" ({accumulate}) cuts; leave it at 1, or use method.target.per = 'sample'"
     )

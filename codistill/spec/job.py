@@ -150,10 +150,9 @@ class JobSpec(Spec):
                 f"training.batch_size ({training.batch_size}) must be a multiple of replicas.ranks x"
                 f" training.accumulate ({self.replicas.ranks} x {training.accumulate} = {shares}), which share it"
             )
-        if isinstance(self.method, Codistillation | Kdcl):
-            ranks, accumulate = self.replicas.ranks, training.accumulate
-            if (problem := why_not_cut(self.method.target, ranks=ranks, accumulate=accumulate)) is not None:
-                raise ValueError(problem)
+        target = self.method.target if isinstance(self.method, Codistillation | Kdcl) else None
+        if target is not None and (problem := why_not_cut(target, accumulate=training.accumulate)) is not None:
+            raise ValueError(problem)
         if training.batch_size == shares and isinstance(self.method, NORMALISED):
             raise ValueError(
                 f"method '{self.method.kind}' normalises over the samples of a micro-batch, and needs at least 2:"

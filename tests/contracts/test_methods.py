@@ -119,12 +119,7 @@ CASES = {
         {"kind": "deep_mutual_learning", "nets": 3, "form": "ensemble"}, {"weight": 0.0}
     ),
     "kdcl": Case({"kind": "kdcl"}, {"weight": 0.0}),
-    # One mixture for a whole batch is refused on ranks, which see a part of it each.
-    "kdcl, linear": Case(
-        {"kind": "kdcl", "target": {"kind": "linear"}},
-        {"weight": 0.0},
-        on_ranks={"target": {"kind": "linear", "per": "sample"}},
-    ),
+    "kdcl, linear": Case({"kind": "kdcl", "target": {"kind": "linear"}}, {"weight": 0.0}),
     "kdcl, general": Case(
         {"kind": "kdcl", "nets": 3, "target": {"kind": "general", "held_out": 40, "refresh_steps": 4}},
         {"weight": 0.0, "target": {"kind": "general", "held_out": 0}},
@@ -330,13 +325,18 @@ def test_the_export_is_the_recipes_model_and_as_good_as_was_measured(tmp_path: P
 # ---------------------------------------------------------------- L5, U7: several ranks are one
 
 ALONE_IN_ITS_JOB = [name for name, case in CASES.items() if case.replicas == 1]
+PAIRS: dict[str, dict[str, Any]] = {
+    "attention": {**ATTENTION, "critics": {"channels": 4}},
+    "linear": {"target": {"kind": "linear"}},
+}
 
 
 def every_job_as_one_of_two_ranks(storage: Path, replica: int, rank: int, data_home: str) -> None:
-    """A process for all of them, since most of the time goes into starting one; of replica 1, for that of the pair."""
+    """A process for all of them, since most of the time goes into starting one; of replica 1, for those of pairs."""
     os.environ["CODISTILL_DATA"] = data_home
     ranks = join_group(f"file://{storage}/rendezvous-{replica}", rank, 2, on_gpu=False)
-    train_replica(RunDir(storage, "pair"), fence=1, index=replica, connect=connect_files, ranks=ranks)
+    for pair in PAIRS:
+        train_replica(RunDir(storage, pair), fence=1, index=replica, connect=connect_files, ranks=ranks)
     for number in range(len(ALONE_IN_ITS_JOB) if replica == 0 else 0):
         run = RunDir(storage, f"job-{number}")
         train_replica(run, fence=1, index=0, connect=connect_files, ranks=ranks)
@@ -351,12 +351,11 @@ def test_two_ranks_equal_one_process_in_every_method(tmp_path: Path) -> None:
         method = {**CASES[name].method, **beside(CASES[name], mlp), **CASES[name].on_ranks}
         return small_spec(recipe=mlp, method=method, replicas={"count": 1, "ranks": ranks})
 
-    def pair(ranks: int) -> JobSpec:
-        return small_spec(
-            recipe=mlp, method={**ATTENTION, "critics": {"channels": 4}}, replicas={"count": 2, "ranks": ranks}
-        )
+    def pair_of(name: str, ranks: int) -> JobSpec:
+        return small_spec(recipe=mlp, method=PAIRS[name], replicas={"count": 2, "ranks": ranks})
 
-    new_run(tmp_path, pair(2), "pair")
+    for name in PAIRS:
+        new_run(tmp_path, pair_of(name, 2), name)
     for number, name in enumerate(ALONE_IN_ITS_JOB):
         new_run(tmp_path, spec_of(name, 2), f"job-{number}")
     children = [
@@ -367,8 +366,8 @@ def test_two_ranks_equal_one_process_in_every_method(tmp_path: Path) -> None:
     for child in children:
         child.start()
     alone = [new_run(tmp_path / "alone", spec_of(name, 1), f"job-{n}") for n, name in enumerate(ALONE_IN_ITS_JOB)]
-    both = new_run(tmp_path / "alone", pair(1), "pair")
-    for run in [both, *alone]:
+    both = {name: new_run(tmp_path / "alone", pair_of(name, 1), name) for name in PAIRS}
+    for run in [*both.values(), *alone]:
         run_in_turns(run)
     for child in children:
         child.join(90)
@@ -376,7 +375,8 @@ def test_two_ranks_equal_one_process_in_every_method(tmp_path: Path) -> None:
     ended = [
         (name, run, f"job-{number}", 0) for number, (name, run) in enumerate(zip(ALONE_IN_ITS_JOB, alone, strict=True))
     ]
-    for name, one, job_id, replica in [*ended, ("pair", both, "pair", 0), ("pair", both, "pair", 1)]:
+    pairs = [(name, run, name, replica) for name, run in both.items() for replica in range(2)]
+    for name, one, job_id, replica in [*ended, *pairs]:
         two = final_weights(RunDir(tmp_path, job_id), replica)
         for key, weights in final_weights(one, replica).items():
             torch.testing.assert_close(two[key], weights, rtol=0, atol=1e-6, msg=f"{name}: {key}")
