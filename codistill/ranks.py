@@ -81,8 +81,8 @@ class Ranks:
         return [whole[:size].numpy() for whole, size in zip(every, sizes, strict=True)]
 
     def add_up(self, mine: Tensor) -> Tensor:
-        """The sum of the ranks' tensors, all of one shape, on this rank's device; bit for bit the same on each, and without
-        gradient."""
+        """The sum of the ranks' tensors, all of one shape, on this rank's device; the same on each, bit for bit, and
+        without gradient."""
         if self.count == 1:
             return mine
         total = mine.detach().to("cpu", copy=True)

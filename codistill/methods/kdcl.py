@@ -11,9 +11,9 @@ from what they say, z_1..z_m, and is meant to be better than any of them:
     general    softmax(z_t / T) = sum_i w_i softmax(z_i / T), w = C^-1 1 / (1^T C^-1 1), negative ones set to 0,
                C_ij = mean <p_i - y, p_j - y> over samples that are held out of training
 
-The target is detached. C is measured every `target.refresh_steps`, and w even until then. A batch
-has one alpha, over all ranks, or each sample its own (`target.per`). Where the recipe does not augment, or with `own_views` off,
-all networks see the view of the first, which is the one that is exported. The others may be larger or smaller
+The target is detached. C is measured every `target.refresh_steps`, and w even until then. A batch has one alpha, over
+all ranks, or each sample its own (`target.per`). Where the recipe does not augment, or with `own_views` off, all
+networks see the view of the first, which is the one that is exported. The others may be larger or smaller
 (`method.others`).
 """
 
