@@ -76,7 +76,7 @@ def _figures(name: str, kind: str, baseline: str | None, arms: Sequence[str] | N
         case "reach":
             shown = reach_text(report)
         case "tried":
-            shown = "\n\n".join(tried_text(report, arm) for arm in report.tried)
+            shown = "\n\n".join(f"{arm}\n{tried_text(report, arm)}" for arm in report.tried)
         case "made":
             return f"Made with {made_text(report)}."
         case _:
