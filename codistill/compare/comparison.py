@@ -133,6 +133,7 @@ def measure_all(
             require_same_rows(incumbent.test, "the incumbent", reference.test, _name(reference))
             for model in filter(incumbent.is_relative, models):
                 notes.append(f"{_name(model)} of arm '{arm}' is of the incumbent's own run: not in churn to it")
+        notes += _of_unlike_models(arm, models)
         measured[arm] = measure(arm, models, incumbent)
         if arm in wanted:
             name, averaged = _ensembles(arm, own, both, notes)
@@ -155,6 +156,20 @@ def _ensembles(
             notes.append(f"{entry.run.job_id} has {size} of {max(sizes)} replicas of {arm}: no ensemble of that run")
     whole = [averaged for (_, averaged), size in zip(both, sizes, strict=True) if averaged and size == max(sizes)]
     return f"ensemble of {max(sizes)} {arm}", whole
+
+
+def _of_unlike_models(arm: str, models: Sequence[Model]) -> list[str]:
+    """That an arm whose replicas train different models is not the same one of all of them in every run."""
+    trained: dict[str, set[str]] = {}
+    for model in models:
+        spec = model.run.read_spec() if model.run is not None and model.replica is not None else None
+        if spec is not None and spec.recipes and model.replica is not None:
+            recipe = spec.for_replica(int(model.replica.rpartition("-")[2])).recipe
+            trained.setdefault(recipe.model_dump_json(), set()).add(model.replica)
+    if len(trained) < 2:
+        return []
+    who = " and ".join(sorted(" or ".join(sorted(names)) for names in trained.values()))
+    return [f"{arm}: its figures are of unlike models, of each run the one that was best on validation ({who})"]
 
 
 def _pairing_notes(

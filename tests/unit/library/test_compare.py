@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from codistill.compare import ArmError, NothingToCompare, compare, group_by_spec
 from codistill.outcome import Reason, ReplicaOutcome, attempt_result
 from codistill.run_dir import RunDir, write_json
 from tests.ended_runs import ended_run
-from tests.support import new_run, small_spec
+from tests.support import SMALL, new_run, small_spec
 
 LABELS = [0, 1]
 SURE = [[0.9, 0.1], [0.2, 0.8]]
@@ -58,6 +59,30 @@ def test_one_model_of_each_run_is_chosen_on_validation_and_scored_on_test(tmp_pa
     assert row.bytes_exchanged == 400
     assert [(score.replica, score.seed) for score in comparison.scores] == [("replica-1", 0), ("replica-0", 1)]
     assert comparison.differences == ()
+
+
+def test_it_is_said_that_the_best_of_unlike_models_is_not_the_same_in_every_run(tmp_path: Path) -> None:
+    small, large = ({**SMALL["recipe"], "width": width} for width in (4, 8))
+    ahead = {"replica-0": (DOUBT, DOUBT), "replica-1": (SURE, SURE)}
+    behind = {"replica-0": (SURE, SURE), "replica-1": (DOUBT, DOUBT)}
+
+    def runs(name: str, *, recipes: list[dict[str, Any]] | None) -> list[RunDir]:
+        return [
+            ended_run(
+                tmp_path, f"{name}-{seed}", splits, LABELS, seed=seed,
+                spec=small_spec(seed=seed, **({} if recipes is None else {"recipe": recipes[0], "recipes": recipes})),
+            )
+            for seed, splits in enumerate((ahead, behind))
+        ]  # fmt: skip
+
+    unlike, alike = runs("unlike", recipes=[small, large]), runs("alike", recipes=None)
+    notes = compare({"alike": alike, "unlike": unlike}).notes
+    assert notes[0] == (
+        "unlike: its figures are of unlike models, of each run the one that was best on validation"
+        " (replica-0 and replica-1)"
+    )
+    assert not any(note.startswith("alike: its figures") for note in notes)
+    assert not any("unlike models" in note for note in compare({"unlike": unlike[:1], "alike": alike}).notes)
 
 
 def test_an_ensemble_over_runs_of_one_model_averages_probabilities(tmp_path: Path) -> None:
