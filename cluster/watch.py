@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cluster import trainer
@@ -21,75 +22,73 @@ WATCH_INTERVAL_S = 0.2
 PROGRESS_INTERVAL_S = 3.0
 
 
+@dataclass
 class Watch:
-    """Over the replicas of one arm. `attempt_began` is a reading of `time.monotonic`; `signals`, which may grow while
-    it watches, are those that this process received."""
+    """Over the replicas of one arm."""
 
-    def __init__(
-        self,
-        run: RunDir,
-        fence: int,
-        spec: JobSpec,
-        replicas: Sequence[ReplicaRun],
-        directory: Any,
-        *,
-        attempt_began: float,
-        signals: Sequence[int],
-        hang_after_s: float,
-        say: Callable[[str], None],
-    ) -> None:
-        self._run, self._fence, self._spec, self._replicas, self._directory = run, fence, spec, replicas, directory
-        self._signals, self._hang_after_s, self._tell = signals, hang_after_s, say
+    run: RunDir
+    fence: int
+    spec: JobSpec
+    replicas: Sequence[ReplicaRun]
+    directory: Any
+    attempt_began: float
+    """A reading of `time.monotonic`."""
+    signals: Sequence[int]
+    """Those that this process received; more may come while it watches."""
+    hang_after_s: float
+    say: Callable[[str], None]
+    """Where lines for people go."""
+
+    def __post_init__(self) -> None:
         self._reason: Reason | None = None
         self._stop_since: float | None = None
         self._pressed: Rung = "wait"
-        self._attempt_began, self._started = attempt_began, time.monotonic()
-        self._unstarted = {replica.name for replica in replicas}
-        self._next_line = self._started
+        self._started = self._next_line = time.monotonic()
+        self._unstarted = {replica.name for replica in self.replicas}
 
     def until_all_ended(self) -> Reason | None:
         """Start the replicas and return when each has ended or had to be left behind; the reason when the attempt as
         a whole gave up."""
         self._look_for_reasons_to_stop(self._started)  # asked for while the arm before ended: then nothing is started
-        for replica in self._replicas:
+        for replica in self.replicas:
             replica.start()
         while self._running() and self._pressed != "leave":
             now = time.monotonic()
-            beats = self._run.read_heartbeats(self._fence)
+            beats = self.run.read_heartbeats(self.fence)
             self._unstarted -= {name for name, beat in beats.items() if beat["first_step_at"] is not None}
-            self._unstarted -= {replica.name for replica in self._replicas if replica.outcome is not None}
+            self._unstarted -= {replica.name for replica in self.replicas if replica.outcome is not None}
             self._end_hanging(beats, now)
             self._look_for_reasons_to_stop(now)
             if self._stop_since is not None:
-                self._press(rung(now - self._stop_since, hurried=len(self._signals) > 1))
+                self._press(rung(now - self._stop_since, hurried=len(self.signals) > 1))
             self._show(now)
             time.sleep(WATCH_INTERVAL_S)
         self._show(float("inf"))
         return self._reason
 
     def _running(self) -> list[ReplicaRun]:
-        return [replica for replica in self._replicas if replica.outcome is None]
+        return [replica for replica in self.replicas if replica.outcome is None]
 
     def _look_for_reasons_to_stop(self, now: float) -> None:
         if self._stop_since is not None:
             return
-        if self._signals:
-            self._say(f"signal {self._signals[0]}: each replica writes a last checkpoint and ends")
-            self._run.request_stop(self._fence)
+        if self.signals:
+            self._say(f"signal {self.signals[0]}: each replica writes a last checkpoint and ends")
+            self.run.request_stop(self.fence)
         else:
-            self._reason = overdue(self._spec, now - self._attempt_began, ()) or overdue(
-                self._spec, now - self._started, self._unstarted
+            self._reason = overdue(self.spec, now - self.attempt_began, ()) or overdue(
+                self.spec, now - self._started, self._unstarted
             )
             if self._reason is not None:
                 self._say(f"stopping: {self._reason.message}")
-                self._run.request_stop(self._fence)
-        if self._run.stop_requested(self._fence):
+                self.run.request_stop(self.fence)
+        if self.run.stop_requested(self.fence):
             self._stop_since = now
             log.info("a stop was asked for")
-            for replica in self._replicas:
+            for replica in self.replicas:
                 replica.stop()
                 if replica.life.beat_time is None:  # still starting, or waiting for room: it has nothing to save
-                    trainer.kill(self._directory, replica.name)
+                    trainer.kill(self.directory, replica.name)
 
     def _press(self, to: Rung) -> None:
         if to == self._pressed:
@@ -99,26 +98,26 @@ class Watch:
             log.warning("%s still runs after a stop was asked for: %s", replica.name, to)
             match to:
                 case "abort":
-                    trainer.abort(self._directory, replica.name)
+                    trainer.abort(self.directory, replica.name)
                 case "kill":
-                    trainer.kill(self._directory, replica.name)
+                    trainer.kill(self.directory, replica.name)
                 case _:
                     pass
 
     def _end_hanging(self, beats: dict[str, dict[str, Any]], now: float) -> None:
         for replica in self._running():
             replica.life.observe(beats.get(replica.name), now)
-            if replica.life.hangs(now, limit_s=self._hang_after_s):
+            if replica.life.hangs(now, limit_s=self.hang_after_s):
                 replica.life.changed_at = now  # once is enough, until it beats again
-                self._say(f"{replica.name}: no sign of life for {self._hang_after_s:g} s; it is started again")
-                trainer.kill_workers(self._directory, replica.name)
+                self._say(f"{replica.name}: no sign of life for {self.hang_after_s:g} s; it is started again")
+                trainer.kill_workers(self.directory, replica.name)
 
     def _show(self, now: float) -> None:
         if now >= self._next_line:
             self._next_line = now + PROGRESS_INTERVAL_S
-            for line in progress_lines(self._run, self._fence):
-                self._tell(line)
+            for line in progress_lines(self.run, self.fence):
+                self.say(line)
 
     def _say(self, line: str) -> None:
         log.warning(line)
-        self._tell(line)
+        self.say(line)

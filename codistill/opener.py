@@ -26,7 +26,7 @@ class Opener:
 
     spec: JobSpec
     member: Member
-    connect_with: OpenMailbox
+    opens_mailbox: OpenMailbox
     place: Callable[[nn.Module], nn.Module]
     """Puts a module where the replica computes, compiled where that is asked for."""
 
@@ -54,7 +54,7 @@ class Opener:
 
     def open_mailbox(self, currency: Currency[Shown], rule: PublishRule) -> MailboxLike[Shown]:
         """The replica's end of the exchange, for what `currency` says."""
-        return self.connect_with(
+        return self.opens_mailbox(
             self.member,
             self.spec.exchange,
             currency,

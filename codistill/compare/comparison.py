@@ -162,8 +162,10 @@ def _of_unlike_models(arm: str, models: Sequence[Model]) -> list[str]:
     """That an arm whose replicas train different models is not the same one of all of them in every run."""
     trained: dict[str, set[str]] = {}
     for model in models:
-        spec = model.run.read_spec() if model.run is not None and model.replica is not None else None
-        if spec is not None and spec.recipes and model.replica is not None:
+        if model.run is None or model.replica is None:
+            continue
+        spec = model.run.read_spec()
+        if spec.recipes:
             recipe = spec.for_replica(int(model.replica.rpartition("-")[2])).recipe
             trained.setdefault(recipe.model_dump_json(), set()).add(model.replica)
     if len(trained) < 2:

@@ -53,7 +53,7 @@ class Report:
             "ratios": {arm: {**asdict(one), "is_equal": one.is_equal} for arm, one in self.ratios.items()},
             "curves": {arm: [asdict(point) for point in curve] for arm, curve in self.curves.items()},
             "reach": {arm: asdict(one) for arm, one in self.reach.items()},
-            "origins": [asdict(one) for one in self.origins],
+            "origins": [asdict(one) | {"text": str(one)} for one in self.origins],
             "missing": list(self.missing),
         }
 

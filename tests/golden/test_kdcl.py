@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -72,6 +74,27 @@ def test_linear_finds_the_best_mixture_of_a_batch() -> None:
     assert_close(alpha, torch.tensor([[0.83723, 0.16277]]).double(), atol=1e-5, rtol=0)
     assert [losses.cross_entropy(z, OF_PAIR).item() for z in PAIR] == pytest.approx([0.4502285, 0.7516401])
     assert losses.cross_entropy(combine.linear(PAIR, OF_PAIR), OF_PAIR).item() == pytest.approx(0.4355552)
+
+
+def test_a_batch_in_parts_has_the_mixture_of_the_whole() -> None:
+    """Parts with unlike numbers of labels: each sample counts as in the whole batch."""
+    logits, labels = some()
+    labels[1:4] = losses.IGNORED
+    cut, meet, sums = 5, Barrier(2), dict[int, Tensor]()
+
+    def part(number: int, places: slice) -> Tensor:
+        def add_up(mine: Tensor) -> Tensor:
+            sums[number] = mine
+            meet.wait(10)
+            total = sums[0] + sums[1]
+            meet.wait(10)
+            return total
+
+        return combine.linear([one[places] for one in logits], labels[places], add_up=add_up)
+
+    with ThreadPoolExecutor(2) as both:
+        found = list(both.map(part, range(2), [slice(cut), slice(cut, None)]))
+    assert_close(torch.cat(found), combine.linear(logits, labels), atol=1e-6, rtol=0)
 
 
 def test_linear_per_place_is_the_best_that_a_fine_grid_finds() -> None:

@@ -58,7 +58,8 @@ function drawReport(jobs) {
     h("td", { class: "number" }, figure(metric, interval?.mean, true)),
     h("td", { class: "number" }, interval ? `${figure(metric, interval.low, true)} to ${figure(metric, interval.high, true)}` : "–"),
     h("td", { class: "number" }, String(n)), h("td", {}, verdict ?? "–"))));
-  $("notes").replaceChildren(...notes.map((note) => h("li", {}, note)));
+  const made = report.origins.map(({ text }) => `Made with ${text}`);
+  $("notes").replaceChildren(...[...notes, ...made].map((note) => h("li", {}, note)));
   const times = (value) => (value === null ? "–" : `${value.toFixed(2)} ×`);
   show($("reach-card"), Object.values(report.reach).some(({ seeds }) => seeds > 0));
   setRows($("reach"), Object.entries(report.reach).map(([arm, { seeds, reached, steps, steps_interval: interval, flops, received_bytes }]) => h("tr", { "data-key": arm },
