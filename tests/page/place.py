@@ -14,6 +14,7 @@ import httpx2
 import uvicorn
 
 from codistill.capacity import Node
+from codistill.environment import write_environment
 from codistill.outcome import ReplicaOutcome, attempt_result
 from codistill.records import LEDGER, METRICS, Recorder
 from codistill.run_dir import RunDir, read_json, write_json
@@ -160,6 +161,7 @@ class Place:
                 for step in range(100, 1001, 100):
                     metrics.add_values(step, {"eval/log_loss": 1 / (1 + step / 500) - share / 10})
                 metrics.flush()
+                write_environment(run, 1, job.spec, data_digests={})
                 self.move(job_id, State.ADMITTED, State.STARTING, State.RUNNING, State.SUCCEEDED)
 
     def finish(self, job_id: str) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -414,6 +415,7 @@ def test_a_study_sets_its_arms_side_by_side(visit: Visit, place: Place) -> None:
     expect(pair).to_contain_text("better")
     expect(pair).to_contain_text("−0.1")
     expect(page.locator("#reach tr[data-key='pair']")).to_contain_text(re.compile(r"3 of 3.*0\.96 ×"))
+    expect(page.locator("#notes")).to_contain_text(f"Made with codistill {metadata.version('codistill')}")
     page.locator("#baseline").select_option("pair")
     expect(page.locator("#differences tr[data-key='solo log_loss']")).to_contain_text("worse")
     expect(page.locator("#reach tr[data-key='solo']")).to_contain_text("0 of 3")
