@@ -371,3 +371,10 @@ def test_the_first_step_waits_for_the_peers_but_not_for_ever(tmp_path: Path, cap
     assert 0.2 < time.monotonic() - began < 30.0
     timer.join()
     box.close()
+
+
+def test_counters_go_on_from_an_earlier_incarnation_but_for_who_is_in_quarantine_now() -> None:
+    counters = Counters()
+    held = counters
+    counters.go_on_from(vars(Counters(bytes_sent=7, rejected=3, quarantined=2, readmitted=1)))
+    assert held == Counters(bytes_sent=7, rejected=3, readmitted=1)
