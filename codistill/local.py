@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from codistill.controls import may_follow
-from codistill.exchange.transport import Hub, MemoryTransport, connect_files
+from codistill.exchange.transport import Hub, MemoryTransport
 from codistill.outcome import Reason, ReplicaOutcome, attempt_result
 from codistill.progress import progress_lines
 from codistill.run_dir import RunDir, StorageError, write_json
@@ -33,16 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("spec", nargs="?", type=Path, help="a .toml or .json spec; left out, the job goes on")
     parser.add_argument("--storage", type=Path, required=True)
     parser.add_argument("--job", required=True)
-    parser.add_argument("--replica", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--arm", choices=get_args(Arm), default="replica", help=argparse.SUPPRESS)
-    parser.add_argument("--fence", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--rank", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--rendezvous", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     try:
         run = RunDir(given.storage.resolve(), given.job)
-        if given.replica is not None:
-            return _replica_process(run, given.fence, given.replica, given.arm, given.rank, given.rendezvous)
         if given.spec is not None:
             run.create(load_spec(given.spec))
         return run_job(run)
@@ -132,35 +124,6 @@ def _control_here(run: RunDir, fence: int, index: int, arm: Arm) -> ReplicaOutco
     except Exception as error:
         step = (run.read_heartbeats(fence).get(replica_name(index, arm)) or {}).get("step", 0)
         return ReplicaOutcome("failed", steps=step, incarnations=1, error=f"{type(error).__name__}: {error}")
-
-
-def _replica_process(run: RunDir, fence: int, index: int, arm: Arm, rank: int, rendezvous: Path | None) -> int:
-    from codistill.ranks import ALONE, Ranks, join_group
-    from codistill.replica import train_replica
-
-    spec = run.read_spec()
-    orphaned = threading.Event()
-
-    def listen() -> None:
-        sys.stdin.read()
-        orphaned.set()
-
-    threading.Thread(target=listen, daemon=True).start()
-    ranks: Ranks = ALONE
-    if rendezvous is not None:
-        ranks = join_group(f"file://{rendezvous}", rank, spec.replicas.ranks, on_gpu=spec.on_cuda)
-    entry = train_replica(
-        run,
-        fence=fence,
-        index=index,
-        arm=arm,
-        connect=connect_files,
-        ranks=ranks,
-        should_stop=orphaned.is_set,
-    )
-    if ranks.leads:
-        write_json(run.replica(fence, replica_name(index, arm)) / "result.json", entry)
-    return 0
 
 
 def _report(result: dict[str, Any]) -> int:

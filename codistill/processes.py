@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
-import subprocess
-import sys
+from contextlib import suppress
 from pathlib import Path
 
+from codistill import local_rank
+from codistill.local_rank import Rank
 from codistill.run_dir import RunDir
 from codistill.spec import Arm, replica_name
+
+LOST = 255
+"""multiprocessing's exit code of a process whose fork server has died: the process itself may live on."""
 
 
 class ReplicaProcesses:
@@ -21,31 +26,28 @@ class ReplicaProcesses:
         self._logs = run.logs(fence, name)
         self._start = start
         self._logs.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-P", "-m", "codistill.local", "--storage", str(run.storage), "--job", run.job_id]
-        command += ["--replica", str(index), "--arm", arm, "--fence", str(fence)]
         self._rendezvous = run.replica(fence, name) / f"rendezvous-{start}"
-        self._processes: list[subprocess.Popen[str]] = []
-        for rank in range(ranks):
-            own = ["--rank", str(rank), "--rendezvous", str(self._rendezvous)] if ranks > 1 else []
-            # The pipe to its standard input is how a process learns that this one died: it then reads the end of file.
-            # A session of its own keeps Ctrl-C from it, so that it can write its last checkpoint.
-            with self._errors(rank).open("w") as errors:
-                self._processes.append(
-                    subprocess.Popen(
-                        command + own, stdin=subprocess.PIPE, stdout=errors, stderr=errors, text=True,
-                        start_new_session=True,
-                    )
-                )  # fmt: skip
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids, by rank."""
-        return [process.pid for process in self._processes]
+        self._processes = [
+            local_rank.start(
+                Rank(
+                    storage=run.storage,
+                    job_id=run.job_id,
+                    fence=fence,
+                    index=index,
+                    arm=arm,
+                    rank=rank,
+                    rendezvous=self._rendezvous if ranks > 1 else None,
+                    output=self._output(rank),
+                    environment=dict(os.environ),
+                )
+            )
+            for rank in range(ranks)
+        ]
 
     def poll(self) -> int | None:
         """None while it runs; 0 when all ranks have ended well; else the exit code of one that did not, the others
         being ended too, since they would wait for it."""
-        codes = [process.poll() for process in self._processes]
+        codes = [process.exitcode for process in self._processes]
         failed = [code for code in codes if code]
         if failed:
             self.kill()
@@ -57,9 +59,11 @@ class ReplicaProcesses:
 
     def kill(self) -> None:
         for process in self._processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            if process.exitcode == LOST and process.pid is not None:
+                with suppress(ProcessLookupError):  # the group is the process's own, so that no other is hit
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            process.join()
         self._close()
 
     def last_words(self, code: int) -> str:
@@ -67,18 +71,15 @@ class ReplicaProcesses:
         if code < 0:
             return f"killed by signal {signal.Signals(-code).name}"
         for rank, process in enumerate(self._processes):
-            lines = _read_lines(self._errors(rank)) if process.returncode == code else []
+            lines = _read_lines(self._output(rank)) if process.exitcode == code else []
             if lines:  # of a traceback, its last line, without the module that the error is from
                 return re.sub(r"^[\w.]+\.(?=\w+: )", "", lines[-1])
-        return f"ended with exit code {code}"
+        return "lost: the process that it was forked from has ended" if code == LOST else f"ended with exit code {code}"
 
-    def _errors(self, rank: int) -> Path:
+    def _output(self, rank: int) -> Path:
         return self._logs / (f"{self._start:04d}.stderr" if rank == 0 else f"{self._start:04d}-rank-{rank}.stderr")
 
     def _close(self) -> None:
-        for process in self._processes:
-            if process.stdin is not None:
-                process.stdin.close()
         self._rendezvous.unlink(missing_ok=True)
 
 

@@ -40,12 +40,15 @@ if ROOT not in sys.path:
 
 OWN_LANE = ("ray", "service", "page")
 """Directories of tests that start Ray, a service or a browser, and wait for them: beside many they would be slow."""
+LANES = {"lane_ray": ("ray", "contracts"), "lane_service": ("ray", "service", "page")}
+"""The directories that the Makefile has each lane look for its tests in."""
 LANE_TIMEOUT_S = 300
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is not to be run beside all other tests, and in which of the two lanes it is."""
+    """Mark what is not to be run beside all other tests, and in which of the two lanes it is; others that are slow come
+    first."""
     here = Path(__file__).parent
     for item in items:
         directory = item.path.relative_to(here).parts[0]
@@ -54,9 +57,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         on_ray = item.get_closest_marker("ray")
         if directory in OWN_LANE or on_ray:
             item.add_marker("alone")
-            item.add_marker("lane_ray" if on_ray and not item.get_closest_marker("own_cluster") else "lane_service")
+            lane = "lane_ray" if on_ray and not item.get_closest_marker("own_cluster") else "lane_service"
+            if directory not in LANES[lane]:
+                raise pytest.UsageError(f"{item.nodeid} is of {lane}, whose tests are in {', '.join(LANES[lane])}")
+            item.add_marker(lane)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(LANE_TIMEOUT_S))
+    # Of tests side by side, the last to end should be short ones. Those in a lane stay together with their fixtures.
+    items.sort(key=lambda item: not item.get_closest_marker("slow") or bool(item.get_closest_marker("alone")))
 
 
 def pytest_configure() -> None:

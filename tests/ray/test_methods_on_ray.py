@@ -103,8 +103,8 @@ def said_and_heard(run: RunDir) -> None:
         assert replay(run, index).first_difference is None
 
 
-STEPS, CHECKPOINT_STEPS = 500, 50
-"""Of each phase: some seconds, so that there is time to kill once the first checkpoint is there."""
+STEPS, CHECKPOINT_STEPS = 200, 20
+"""Of each phase: a second or more, so that there is time to kill once the first checkpoint is there."""
 KILLED: dict[str, dict[str, Any]] = {
     "knowledge_distillation": {"teacher": {"kind": "trained_first", "steps": STEPS}},
     "deep_mutual_learning": {"order": "sequential"},

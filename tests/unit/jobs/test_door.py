@@ -197,16 +197,16 @@ def test_tokens_have_one_form() -> None:
 
 
 def test_a_token_that_asks_too_often_is_told_when_to_come_back(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, reads=Rate(0.5, 3.0), writes=Rate(0.1, 1.0))
+    guarded = Guarded(tmp_path, reads=Rate(0.05, 3.0), writes=Rate(0.01, 1.0))
     ann, bob = guarded.tokens["ann"], guarded.tokens["bob"]
     codes = [guarded.ask("GET", "/version", ann).status_code for _ in range(4)]
     assert codes == [200, 200, 200, 429]
     answer = guarded.ask("GET", "/version", ann)
-    assert (answer.json()["code"], answer.headers["retry-after"]) == ("too_many_requests", "2")
+    assert (answer.json()["code"], answer.headers["retry-after"]) == ("too_many_requests", "20")
     assert guarded.ask("GET", "/version", bob).status_code == 200
     assert guarded.ask("POST", "/api/v1/jobs", ann, json=PAIR).status_code == 202, "of reads and writes each"
     late = guarded.ask("POST", "/api/v1/jobs", ann, json=PAIR)
-    assert (late.status_code, late.headers["retry-after"]) == (429, "10")
+    assert (late.status_code, late.headers["retry-after"]) == (429, "100")
 
 
 def test_guessing_is_slowed_down(tmp_path: Path) -> None:

@@ -80,10 +80,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     made.store.close()
 
 
-# One long test, which fills what the shorter lane has to spare.
 @pytest.mark.slow
-@pytest.mark.alone
-@pytest.mark.lane_service
 @pytest.mark.timeout(300)
 def test_no_answer_is_a_surprise(world: World) -> None:
     """Well-formed and malformed requests to every route of the document."""

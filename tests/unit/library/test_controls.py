@@ -188,15 +188,15 @@ def runner(storage: Path, spec: JobSpec) -> Generator[subprocess.Popen[str]]:
 @pytest.mark.timeout(300)
 def test_controls_as_processes_are_killed_stopped_and_gone_on_with(tmp_path: Path) -> None:
     spec = spec_of(
-        training={"steps": 1000, "checkpoint_interval_steps": 100, "log_interval_steps": 10},
+        training={"steps": 400, "checkpoint_interval_steps": 50, "log_interval_steps": 10},
         exchange={"interval_steps": 40, "transport": {"kind": "auto"}},
         method={"burn_in_steps": 80},
     )
     run = RunDir(tmp_path, "job")
     with runner(tmp_path, spec) as process:
-        wait_for(lambda: beat(run, "solo-1")["step"] >= 110)
+        wait_for(lambda: beat(run, "solo-1")["step"] >= 60)
         os.kill(beat(run, "solo-1")["pid"], signal.SIGKILL)
-        wait_for(lambda: beat(run, "solo-1")["incarnation"] == 1 and beat(run, "solo-1")["step"] > 100)
+        wait_for(lambda: beat(run, "solo-1")["incarnation"] == 1 and beat(run, "solo-1")["step"] > 50)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 103, output
@@ -218,13 +218,13 @@ def test_controls_as_processes_are_killed_stopped_and_gone_on_with(tmp_path: Pat
     assert beat(run, "solo-1", 2)["first_step"] == stopped["replicas"]["solo-1"]["steps"]
     for name in NAMES:
         steps, _ = records.values(records.read(run, name, "metrics"), "train/loss")
-        assert steps == list(range(10, 1001, 10)), "no step lost, none counted twice"
+        assert steps == list(range(10, 401, 10)), "no step lost, none counted twice"
     solo = alone(tmp_path / "alone", spec.for_arm("solo"), "solo")
     for index in range(2):
         assert weights(run, f"solo-{index}") == weights(solo, f"replica-{index}")
         heard = heard_off_label(run, f"replica-{index}")
         _, epsilons = records.values(records.read(run, f"smoothing-{index}", "metrics"), "smoothing/epsilon")
-        assert epsilons == pytest.approx([sum(heard) / 92] * 92)
+        assert epsilons == pytest.approx([sum(heard) / 32] * 32)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +112,14 @@ def wait_for_step(run: RunDir, replica: str, step: int) -> None:
 
 
 def pid_of_rank(run: RunDir, *, replica: int, rank: int) -> int:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = entry.read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        if run.job_id in words and "--rank" in words:
-            named = {flag: words[words.index(flag) + 1] for flag in ("--replica", "--rank")}
-            if named == {"--replica": str(replica), "--rank": str(rank)}:
-                found.append(int(entry.parent.name))
+    """By the file that takes what it prints; the workers of its loader have the same, but lead no session."""
+    output = run.logs(1, f"replica-{replica}") / f"0000-rank-{rank}.stderr"
+    found: list[int] = []
+    for entry in Path("/proc").glob("[0-9]*/fd/2"):
+        with suppress(OSError):
+            pid = int(entry.parent.parent.name)
+            if entry.readlink() == output and os.getsid(pid) == pid:
+                found.append(pid)
     assert len(found) == 1, found
     return found[0]
 
