@@ -20,6 +20,7 @@ from jobs.errors import HeadError
 from jobs.log_lines import configure
 from jobs.manager import Manager
 from jobs.manager_loop import ManagerLoop
+from jobs.receiving import ReceiveOnDemand
 from jobs.routes import build_api
 from jobs.routes.backend import Backend
 from jobs.runner import connect_runner
@@ -103,7 +104,9 @@ class ApiDeployment:
         quota = Quota(stored_bytes_per_owner=stored) if listen.needs_token else Quota.alone(stored_bytes=stored)
         storage, data, facts = Path(self._settings.storage), Path(self._settings.data_home), self._describer.facts
         disks = disks_of(self._settings)
-        return build_api(Backend(store, storage, living_nodes, rules, quota, facts=facts, disks=disks, data_home=data))
+        app = build_api(Backend(store, storage, living_nodes, rules, quota, facts=facts, disks=disks, data_home=data))
+        app.add_middleware(ReceiveOnDemand)
+        return app
 
 
 def application(settings: Settings, node_id: str) -> Any:
