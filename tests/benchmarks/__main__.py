@@ -21,6 +21,7 @@ ALL = (
     "publish",
     "fetch_swap",
     "startup",
+    "local_startup",
     "service_load",
     "many_replicas",
 )
