@@ -27,8 +27,10 @@ def main() -> None:
         taken = interleaved(
             {
                 "one process imports": lambda: importing(1),
-                f"{replicas} import, each by itself": lambda replicas=replicas: importing(replicas),
-                f"{replicas} replicas, to the first step of the last": lambda replicas=replicas: first_step_s(replicas),
+                f"processes: {replicas}, each imports": lambda replicas=replicas: importing(replicas),
+                f"replicas: {replicas}, to the first step of the last": lambda replicas=replicas: first_step_s(
+                    replicas
+                ),
             },
             ROUNDS,
         )
@@ -37,7 +39,11 @@ def main() -> None:
             [name, spread(values, ".1f"), spread([v / base for v, base in zip(values, limit, strict=True)], ".2f")]
             for name, values in taken.items()
         ]
-        print(table(f"{replicas} replicas of this machine", ["", "seconds: median (range)", "of one import"], rows))
+        print(
+            table(
+                f"Start on this machine, replicas: {replicas}", ["", "seconds: median (range)", "of one import"], rows
+            )
+        )
 
 
 def importing(processes: int) -> float:
