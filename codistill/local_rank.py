@@ -25,7 +25,8 @@ PRELOADED = ("codistill.replica", "torch._dynamo")
 """What the fork server imports; the last is what torch's optimizers import in their first step. Neither asks whether
 there is a GPU: in a process that has, no fork could use one."""
 
-STOPPED_WITH_TERMINAL = {signal.SIGTERM, signal.SIGHUP}
+GROUP_SIGNALS = {signal.SIGTERM, signal.SIGHUP}
+"""What reaches a whole process group: from `timeout`, from whoever stops a shell's job, from a terminal that closes."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _train(rank: Rank) -> None:
 def _become(rank: Rank) -> None:
     """A process as one that was started and not forked, with its own name and output."""
     os.setsid()  # Ctrl-C is not for it: it is asked to stop, and writes its last checkpoint
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPED_WITH_TERMINAL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
     os.environ.clear()
     os.environ.update(rank.environment)
     output = os.open(rank.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -113,7 +114,7 @@ def _orphaned() -> threading.Event:
 
 @contextmanager
 def _blocked() -> Generator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPED_WITH_TERMINAL)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
         yield
     finally:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from codistill.local_rank import PRELOADED
+
 NO_TORCH = [
     "codistill", "codistill.spec", "codistill.spec_errors", "codistill.run_dir", "codistill.records",
     "codistill.capacity", "codistill.compare", "codistill.outcome", "codistill.progress", "codistill.local",
@@ -33,6 +35,19 @@ def test_the_library_needs_no_ray() -> None:
     for module, loaded in loaded_by(*LIBRARY).items():
         assert "torch" in loaded, module
         assert not loaded & {"ray", "jobs", "cluster"}, module
+
+
+def test_what_replicas_are_forked_from_asks_for_no_gpu() -> None:
+    """A fork of a process that has asked the driver could not use one."""
+    asks = "is_available", "device_count", "current_device", "_lazy_init"
+    code = f"""
+import torch
+def asked(*_, **__): raise AssertionError("the GPU was asked for")
+for name in {asks}: assert callable(getattr(torch.cuda, name)); setattr(torch.cuda, name, asked)
+import {", ".join(PRELOADED)}
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_service_needs_no_torch() -> None:
