@@ -41,23 +41,19 @@ $(READY): $(RUNS) requirements/dev.lock
 demo: $(RUNS)
 	$(BIN)/codistill demo
 
-# Each looks for its tests in the directories that it has some in (tests/conftest.py): to collect all takes ten seconds.
-LANE_RAY := $(BIN)/python -m pytest tests/ray tests/contracts -m lane_ray
-LANE_SERVICE := $(BIN)/python -m pytest tests/ray tests/service tests/page -m lane_service
-
 # Side by side what needs no more than a process; then, one after another, what shares a cluster of Ray, and what starts
 # a service or a cluster. The two lanes can also be run beside each other (`make -j2 lane-ray lane-service`): both fill
 # the processors, so that little time is won.
 test: $(READY)
 	$(BIN)/python -m pytest -m "not alone" -n auto --maxprocesses 4 --dist worksteal
-	$(LANE_RAY)
-	$(LANE_SERVICE)
+	$(BIN)/python -m pytest -m lane_ray
+	$(BIN)/python -m pytest -m lane_service
 
 lane-ray: $(READY)
-	$(LANE_RAY)
+	$(BIN)/python -m pytest -m lane_ray
 
 lane-service: $(READY)
-	$(LANE_SERVICE)
+	$(BIN)/python -m pytest -m lane_service
 
 # Debian's browser: the one that Playwright would fetch comes from outside the package registries.
 test-page: $(READY)

@@ -47,7 +47,7 @@ class Rank:
 
 
 def start(rank: Rank) -> ForkServerProcess:
-    """The process that trains as `rank`, begun."""
+    """The process that trains as `rank`, begun. Raises `OSError` where none can be made."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     process = context.Process(target=_train, args=(rank,), name=replica_name(rank.index, rank.arm))

@@ -41,8 +41,15 @@ if ROOT not in sys.path:
 OWN_LANE = ("ray", "service", "page")
 """Directories of tests that start Ray, a service or a browser, and wait for them: beside many they would be slow."""
 LANES = {"lane_ray": ("ray", "contracts"), "lane_service": ("ray", "service", "page")}
-"""The directories that the Makefile has each lane look for its tests in."""
+"""Where each lane has its tests: to collect all others as well would take ten seconds."""
 LANE_TIMEOUT_S = 300
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m lane_…` only what lies where that lane has its tests is looked at."""
+    directories = LANES.get(config.option.markexpr)
+    inside = collection_path.relative_to(Path(__file__).parent).parts
+    return True if directories and inside and inside[0] not in directories else None
 
 
 @pytest.hookimpl(tryfirst=True)
