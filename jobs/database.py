@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionFree
 
 from jobs.errors import StoreError
-from jobs.store_engine import make_engine, migrate
+from jobs.store_engine import Turn, make_engine, migrate, wait_for
 from jobs.store_errors import explain, place_of
 
 
@@ -51,10 +51,6 @@ class Database:
     @contextmanager
     def one_at_a_time(self) -> Generator[sa.Connection]:
         """A transaction beside which no other of this kind runs, in any process: for decisions that count rows."""
-        with self.transaction(write=True) as connection:  # SQLite has one writer anyway
-            if connection.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        with self.transaction(write=True) as connection:
+            wait_for(Turn.SUBMIT, connection)
             yield connection
-
-
-_LOCK = 0xC0D15711

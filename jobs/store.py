@@ -158,10 +158,7 @@ class Store:
         self, after_seq: int, *, owner: str | None = None, job_id: str | None = None, limit: int = 500
     ) -> list[Change]:
         """At most `limit` transitions after `after_seq`, oldest first: of one job, of one owner's jobs, or of all.
-
-        On PostgreSQL two transactions may commit in the other order than they were numbered; whoever was between them
-        misses the first. What is told beside it, a job's state, is then true all the same.
-        """
+        None with a lower number comes to be seen later."""
         later = TRANSITIONS.c.seq > any_integer(after_seq)
         query = sa.select(TRANSITIONS).where(later).order_by(TRANSITIONS.c.seq).limit(limit)
         if job_id is not None:

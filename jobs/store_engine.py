@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,22 @@ POSTGRES_SESSION = {
     "idle_in_transaction_session_timeout": "60s",
 }
 _ALEMBIC = threading.Lock()  # Alembic keeps the migration under way in a global
-MIGRATION_LOCK = 0xC0D15710
+
+
+class Turn(IntEnum):
+    """What PostgreSQL is to let only one transaction do at a time, in any process, by the number of its lock."""
+
+    MIGRATE = 0xC0D15710
+    SUBMIT = 0xC0D15711
+    """Counting what waits, and adding to it."""
+    NUMBER = 0xC0D15712
+    """Numbering a transition."""
+
+
+def wait_for(turn: Turn, connection: sa.Connection) -> None:
+    """Keep all others from it until the transaction has ended. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(turn.value)))
 
 
 def make_engine(url: str) -> sa.Engine:
@@ -120,8 +136,7 @@ def migrate(engine: sa.Engine, to: str = "head") -> None:
     config.set_main_option("path_separator", "os")
     try:
         with _ALEMBIC, engine.execution_options(codistill_write=True).begin() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+            wait_for(Turn.MIGRATE, connection)
             config.attributes["connection"] = connection
             command.upgrade(config, to)
     except DBAPIError as error:

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from codistill.words import size
 from jobs.job import Job, Reason, Transition
 from jobs.status import TERMINAL, State
+from jobs.store_engine import Turn, wait_for
 from jobs.store_terms import (
     Filter,
     KeyConflict,
@@ -107,7 +108,9 @@ def compare_and_set(connection: sa.Connection, job: Job, values: dict[str, Any],
 def log_change(
     connection: sa.Connection, job_id: str, state: State, fence: int, reason: Reason | None, now: float
 ) -> None:
-    """Append to `transitions`."""
+    """Append to `transitions`, in a transaction that changes no more rows that others may hold."""
+    # The numbers of two that commit in the other order would hide the first from whoever reads on after the second.
+    wait_for(Turn.NUMBER, connection)
     row = {"job_id": job_id, "state": state.value, "fence": fence, "reason": as_json(reason), "time": now}
     connection.execute(sa.insert(TRANSITIONS).values(**row))
 

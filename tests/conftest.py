@@ -23,6 +23,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Its workers give way to all else (niceness 15): replicas would starve while a test beside them computes.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
+# What a person has set up for their own jobs, or has in their home, is nothing to the tests: they bring their data.
+for name in [name for name in os.environ if name.startswith("CODISTILL_") and not name.startswith("CODISTILL_TEST_")]:
+    del os.environ[name]
+os.environ["CODISTILL_HOME"] = str(Path(tempfile.gettempdir()) / "no-home-for-tests-of-codistill")
+
 # The tests start some two hundred processes, and each would compile our sources anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False

@@ -21,6 +21,7 @@ from codistill.recipes import open_recipe
 from codistill.spec import JobSpec
 from codistill.spec_errors import SpecError
 from codistill.surgery.hints import at_common_places
+from tests.datasets import write_images
 from tests.golden.said import S, Says, T, step_of
 from tests.support import final_weights, new_run, run_in_turns, small_spec
 
@@ -97,7 +98,9 @@ def test_maps_of_other_sizes_are_averaged_down_to_the_smaller() -> None:
     assert at_common_places(vectors, vectors)[0] is vectors
 
 
-def test_stages_of_other_models_fit_or_are_refused() -> None:
+def test_stages_of_other_models_fit_or_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path)
+    monkeypatch.setenv("CODISTILL_DATA", str(tmp_path))
     resnet = {"kind": "images", "model": {"kind": "resnet", "width": 4}}
     first = {"kind": "trained_first", "recipe": resnet}
     facts = describe(spec_of(IMAGES, teacher=first, teacher_stage=2))  # 8 channels of 14 x 14 after 16 of 7 x 7

@@ -26,7 +26,7 @@ from jobs.job import Reason, new_job_id
 from jobs.status import IllegalTransition, State
 from jobs.store import Store
 from jobs.store_engine import make_engine, migrate
-from jobs.store_parts import compare_and_set
+from jobs.store_parts import compare_and_set, log_change
 from jobs.store_terms import Filter, LostRace, QueueFull, Quota, Submission
 from tests.unit.jobs.fakes import Clock, spec
 
@@ -170,6 +170,21 @@ def test_changes_are_numbered_over_all_jobs_and_filtered_by_owner_or_job(store: 
     assert told(second.seq) == everything[2:]
     assert told(third.seq) == []
     assert third.transition == store.transitions(mine.id)[-1]
+
+
+def test_no_change_comes_to_be_seen_after_a_later_one(store: Store) -> None:
+    """Whoever listens goes on after the last number it saw."""
+    slow, quick = store.create(JobSpec()), store.create(JobSpec())
+    seen = store.newest_change()
+    with ThreadPoolExecutor(1) as other:
+        with store._database.transaction(write=True) as connection:
+            log_change(connection, slow.id, State.ADMITTED, 1, None, 0.0)
+            moved = other.submit(store.move, quick, State.ADMITTED)
+            with pytest.raises(TimeoutError):
+                moved.result(timeout=0.3)
+            assert store.changes(seen) == []
+        moved.result(timeout=10)
+    assert [change.job_id for change in store.changes(seen)] == [slow.id, quick.id]
 
 
 def test_a_lease_is_renewed_kept_and_passed_on_with_a_higher_fence(store: Store, clock: Clock) -> None:

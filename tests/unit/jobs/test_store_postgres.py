@@ -11,7 +11,7 @@ from codistill.spec import JobSpec
 from jobs.errors import StoreError
 from jobs.serve_settings import Listen, Settings
 from jobs.store import Store
-from jobs.store_engine import MIGRATION_LOCK, make_engine
+from jobs.store_engine import Turn, make_engine
 from jobs.store_errors import meaning_of_postgres, meaning_of_sqlite, place_of
 from jobs.tables import JOBS
 from tests.postgres import Postgres
@@ -91,7 +91,7 @@ def test_of_two_openers_one_waits_for_the_other(postgres: Postgres) -> None:
     url = postgres.empty()
     engine = make_engine(url)
     with ThreadPoolExecutor(1) as pool, engine.begin() as connection:
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(Turn.MIGRATE.value)))
         opened = pool.submit(Store.open, url)
         waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
         while connection.exec_driver_sql(waiting).scalar_one() == 0:
