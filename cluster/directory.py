@@ -53,7 +53,7 @@ class Directory:
 
     steps: dict[int, int] = field(default_factory=dict[int, int])
     entries: dict[int, dict[SnapshotId, Entry]] = field(default_factory=dict[int, dict[SnapshotId, Entry]])
-    handles: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    handles: dict[str, dict[str, bytes]] = field(default_factory=dict[str, dict[str, bytes]])
 
     def announce(self, replica: int, announced: list[Entry], keep: int) -> None:
         """Add to what `replica` offers, of which the newest `keep` stay. Doing so again changes nothing."""
@@ -75,11 +75,11 @@ class Directory:
         """Where a snapshot's arrays are; None when it was never announced or has been dropped."""
         return self.entries.get(snapshot.replica, {}).get(snapshot)
 
-    def register(self, replica: str, handles: dict[str, Any]) -> None:
-        """Remember handles by which the driver can stop a replica's run."""
+    def register(self, replica: str, handles: dict[str, bytes]) -> None:
+        """Remember pickled handles by which the driver can stop a replica's run."""
         self.handles.setdefault(replica, {}).update(handles)
 
-    def registered(self, replica: str) -> dict[str, Any]:
+    def registered(self, replica: str) -> dict[str, bytes]:
         return self.handles.get(replica, {})
 
     def pid(self) -> int:

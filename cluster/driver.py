@@ -17,10 +17,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster import trainer
 from cluster.decisions import HANG_AFTER_S, refusal
 from cluster.directory import namespace_of, start_directory
 from cluster.replica_run import ReplicaRun, node_bytes_of
+from cluster.slim_train import prepare_environment
 from cluster.watch import Watch
 from codistill.capacity import nodes_from_ray
 from codistill.controls import may_follow
@@ -76,7 +76,7 @@ class Attempt:
         return result
 
     def _run(self, spec: JobSpec) -> tuple[dict[str, ReplicaOutcome], Reason | None]:
-        trainer.prepare_environment()
+        prepare_environment()
         refused = refusal(spec, nodes_from_ray(ray.nodes()), node_bytes_of(self.run))
         if refused is not None:
             return {}, refused

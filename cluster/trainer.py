@@ -1,13 +1,9 @@
-"""One replica as one Ray Train run. Everything that is private to Ray Train 2.60 is in this file.
-
-Start-up is mostly processes importing Ray, so the run is slimmed to the three it needs: controller, synchronisation
-actor, worker. (Two replicas on two cores reach their first step in half the time.)
-"""
+"""One replica as one Ray Train run. What is private to Ray Train 2.60 is in this file and in `slim_train.py`."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import pickle
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,17 +15,11 @@ from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.placement_group import remove_placement_group
 
-ENVIRONMENT = {
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one more process per replica; our restarts do not need a warning
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a dead worker is noticed within this
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
-UNUSED_CALLBACKS = {"PlacementGroupCleanerCallback", "DatasetsCallback"}
+from cluster.slim_train import SlimTrainer
+
 REPLY_TIMEOUT_S = 2.0
 MOST_LETTERS = 1000
 """Of an error that training raised, in the reason of a job."""
@@ -108,13 +98,6 @@ def _process_group(ranks: int) -> Any:
     return TorchConfig(timeout_s=RANK_TIMEOUT_S)
 
 
-class SlimTrainer(DataParallelTrainer):
-    """Without the helpers of features that are not used."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in UNUSED_CALLBACKS]
-
-
 class Registrar(ControllerCallback, WorkerGroupCallback):
     """Leaves, in the directory, the handles that stop this run. Runs in the controller: never waits, never raises."""
 
@@ -132,13 +115,9 @@ class Registrar(ControllerCallback, WorkerGroupCallback):
         )
 
     def _register(self, **handles: Any) -> None:
-        self._directory.register.remote(self._replica, handles)
-
-
-def prepare_environment() -> None:
-    """Set what Ray Train reads from the environment; it hands these on to controllers and workers."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+        # As bytes: of the handles themselves the directory would import Ray Train to unpack them.
+        packed = {name: pickle.dumps(handle) for name, handle in handles.items()}
+        self._directory.register.remote(self._replica, packed)
 
 
 # ---------------------------------------------------------------- stopping a run from outside
@@ -172,9 +151,11 @@ def kill_workers(directory: Any, replica: str) -> int:
 
 def _handles(directory: Any, replica: str) -> dict[str, Any]:
     try:
-        return ray.get(directory.registered.remote(replica), timeout=REPLY_TIMEOUT_S)
+        packed: dict[str, bytes] = ray.get(directory.registered.remote(replica), timeout=REPLY_TIMEOUT_S)
     except RayError:
         return {}
+    # From our own controllers, by way of Ray, which pickles its messages anyway.
+    return {name: pickle.loads(handle) for name, handle in packed.items()}  # noqa: S301
 
 
 # ---------------------------------------------------------------- what a failure means

@@ -16,7 +16,8 @@ from typing import Any
 import ray
 
 from cluster.directory import start_directory
-from cluster.trainer import TrainRun, prepare_environment
+from cluster.slim_train import prepare_environment
+from cluster.trainer import TrainRun
 from cluster.worker import train
 from codistill.data.home import data_home
 from codistill.run_dir import RunDir

@@ -157,8 +157,8 @@ LATE = 12345.0
 
 
 def is_idle(pid: int) -> bool:
-    """Ray keeps some workers for the next task; they belong to nobody. The cluster's own coordinator stays, too."""
-    return title(pid).startswith(("ray::IDLE", "ray::_AutoscalingCoordinatorActor"))
+    """Ray keeps some workers for the next task; they belong to nobody."""
+    return title(pid).startswith("ray::IDLE")
 
 
 def last_write(run: RunDir) -> float:
