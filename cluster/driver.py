@@ -110,7 +110,7 @@ class Attempt:
             for index in range(spec.replicas.count)
         ]
         watch = Watch(
-            self.run, self.fence, spec, replicas, directory,
+            self.run, self.fence, spec, replicas,
             attempt_began=began, signals=self.signals, hang_after_s=self.hang_after_s, say=self.say,
         )  # fmt: skip
         reason = watch.until_all_ended()

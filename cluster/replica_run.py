@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from cluster.decisions import LifeSign, outcome_from_beat
+from cluster.handles import Handles
 from cluster.trainer import RunFailed, TrainRun
 from cluster.worker import train
 from codistill.data.home import data_home
@@ -15,6 +16,7 @@ from codistill.outcome import ReplicaOutcome
 from codistill.restarts import Failure, GiveUp, Retry, after_failure
 from codistill.run_dir import RunDir, read_json
 from codistill.spec import Arm, JobSpec, replica_name
+from codistill.telemetry import note_failed
 
 log = logging.getLogger("codistill.driver")
 
@@ -30,8 +32,9 @@ class ReplicaRun:
         self.ended_at = float("inf")
         self.failures: list[Failure] = []
         self.life = LifeSign()
+        self.handles = Handles(directory, self.name)
         self._run, self._fence, self._max_failures = run, fence, spec.limits.max_failures
-        self._started = time.monotonic()
+        self._total_steps, self._started = spec.total_steps, time.monotonic()
         self._stopping = threading.Event()
         self._train_run = TrainRun(
             replica=self.name,
@@ -67,12 +70,14 @@ class ReplicaRun:
 
     def _work(self) -> None:
         try:
-            self.outcome = self._until_ended()
+            outcome = self._until_ended()
         except Exception as error:  # a fault of ours must not leave the attempt waiting for ever
             log.exception("%s: its thread failed", self.name)
-            self.outcome = self._from_beat("failed", f"{type(error).__name__}: {error}")
-        self.ended_at = time.monotonic()
-        log.info("%s: %s at step %d", self.name, self.outcome.outcome, self.outcome.steps)
+            outcome = self._from_beat("failed", f"{type(error).__name__}: {error}")
+        if outcome.outcome == "failed":
+            note_failed(self._run, self._fence, self.name, self._total_steps)
+        self.outcome, self.ended_at = outcome, time.monotonic()
+        log.info("%s: %s at step %d", self.name, outcome.outcome, outcome.steps)
 
     def _until_ended(self) -> ReplicaOutcome:
         while not self._stopping.is_set():

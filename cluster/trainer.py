@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import re
 from collections.abc import Callable
@@ -16,11 +15,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
-from ray.util.placement_group import remove_placement_group
 
 from cluster.slim_train import SlimTrainer
 
-REPLY_TIMEOUT_S = 2.0
 MOST_LETTERS = 1000
 """Of an error that training raised, in the reason of a job."""
 RANK_TIMEOUT_S = 600
@@ -118,44 +115,6 @@ class Registrar(ControllerCallback, WorkerGroupCallback):
         # As bytes: of the handles themselves the directory would import Ray Train to unpack them.
         packed = {name: pickle.dumps(handle) for name, handle in handles.items()}
         self._directory.register.remote(self._replica, packed)
-
-
-# ---------------------------------------------------------------- stopping a run from outside
-
-
-def abort(directory: Any, replica: str) -> bool:
-    """Ask the run's controller to end it now; whether there was anybody to ask. `fit` then raises `RunFailed`."""
-    controller = _handles(directory, replica).get("controller")
-    if controller is not None:
-        controller.abort.remote()
-    return controller is not None
-
-
-def kill(directory: Any, replica: str) -> None:
-    """End the run without asking, and free what it reserved, which a killed controller cannot do."""
-    handles = _handles(directory, replica)
-    if "controller" in handles:
-        ray.kill(handles["controller"])
-    if "placement_group" in handles:
-        with contextlib.suppress(ValueError, RayError):  # gone already
-            remove_placement_group(handles["placement_group"])
-
-
-def kill_workers(directory: Any, replica: str) -> int:
-    """End the run's worker processes, as if they had died by themselves; how many there were."""
-    workers = _handles(directory, replica).get("workers", [])
-    for worker in workers:
-        ray.kill(worker)
-    return len(workers)
-
-
-def _handles(directory: Any, replica: str) -> dict[str, Any]:
-    try:
-        packed: dict[str, bytes] = ray.get(directory.registered.remote(replica), timeout=REPLY_TIMEOUT_S)
-    except RayError:
-        return {}
-    # From our own controllers, by way of Ray, which pickles its messages anyway.
-    return {name: pickle.loads(handle) for name, handle in packed.items()}  # noqa: S301
 
 
 # ---------------------------------------------------------------- what a failure means

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster import trainer
 from cluster.decisions import Rung, overdue, rung
 from cluster.replica_run import ReplicaRun
 from codistill.outcome import Reason
@@ -30,7 +29,6 @@ class Watch:
     fence: int
     spec: JobSpec
     replicas: Sequence[ReplicaRun]
-    directory: Any
     attempt_began: float
     """A reading of `time.monotonic`."""
     signals: Sequence[int]
@@ -88,7 +86,7 @@ class Watch:
             for replica in self.replicas:
                 replica.stop()
                 if replica.life.beat_time is None:  # still starting, or waiting for room: it has nothing to save
-                    trainer.kill(self.directory, replica.name)
+                    replica.handles.kill()
 
     def _press(self, to: Rung) -> None:
         if to == self._pressed:
@@ -98,19 +96,22 @@ class Watch:
             log.warning("%s still runs after a stop was asked for: %s", replica.name, to)
             match to:
                 case "abort":
-                    trainer.abort(self.directory, replica.name)
+                    replica.handles.abort()
                 case "kill":
-                    trainer.kill(self.directory, replica.name)
+                    replica.handles.kill()
                 case _:
                     pass
 
     def _end_hanging(self, beats: dict[str, dict[str, Any]], now: float) -> None:
         for replica in self._running():
-            replica.life.observe(beats.get(replica.name), now)
+            beat = beats.get(replica.name)
+            replica.life.observe(beat, now)
+            if beat is not None:
+                replica.handles.keep(beat["incarnation"])
             if replica.life.hangs(now, limit_s=self.hang_after_s):
                 replica.life.changed_at = now  # once is enough, until it beats again
                 self._say(f"{replica.name}: no sign of life for {self.hang_after_s:g} s; it is started again")
-                trainer.kill_workers(self.directory, replica.name)
+                replica.handles.kill_workers()
 
     def _show(self, now: float) -> None:
         if now >= self._next_line:

@@ -10,6 +10,8 @@ from codistill.run_dir import RunDir
 from codistill.words import duration
 
 STALE_S = 5.0
+OVER = frozenset({"ended", "failed"})
+"""States of a heartbeat after which none follows."""
 
 
 def progress_lines(run: RunDir, fence: int) -> list[str]:
@@ -20,7 +22,7 @@ def progress_lines(run: RunDir, fence: int) -> list[str]:
 def progress_line(beat: Mapping[str, Any], *, now: float) -> str:
     """E.g. `replica-0  step 120/600  41.2 steps/s  12 s left  loss 0.412  accuracy 0.953  hears replica-1 v100
     (lag 12, offset 20)`. Of a replica that is silent no time left is told: nobody knows."""
-    silent = beat["state"] != "ended" and now - beat["time"] > STALE_S
+    silent = beat["state"] not in OVER and now - beat["time"] > STALE_S
     parts = [f"{beat['replica']}", f"step {beat['step']}/{beat['steps']}"]
     if beat["incarnation"] > 0:
         parts.append(f"incarnation {beat['incarnation']}")

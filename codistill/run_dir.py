@@ -13,6 +13,7 @@ Paths are built here, from ids that have been checked; none is ever taken from a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -198,19 +199,26 @@ class RunDir:
         return incarnation
 
     def read_heartbeats(self, fence: int) -> dict[str, dict[str, Any]]:
-        """The newest heartbeat of every replica of an attempt, by replica name."""
-        replicas = self.attempt(fence) / "replicas"
-        if not replicas.is_dir():
-            return {}
-        beats = {entry.name: read_json(entry / "heartbeat.json") for entry in sorted(replicas.iterdir())}
-        return {name: beat for name, beat in beats.items() if beat is not None}
+        """The newest heartbeat of every replica of an attempt, by replica name. One that cannot be read just now, since
+        another node is putting the next in its place, is left out: whoever reads it, reads it again."""
+        beats: dict[str, dict[str, Any]] = {}
+        with contextlib.suppress(OSError):
+            for entry in sorted((self.attempt(fence) / "replicas").iterdir()):
+                with contextlib.suppress(OSError):
+                    if (beat := read_json(entry / "heartbeat.json")) is not None:
+                        beats[entry.name] = beat
+        return beats
 
     def request_stop(self, fence: int) -> None:
         """Ask every replica of the attempt to write a last checkpoint and end."""
         write_json(self.attempt(fence) / "stop", {"requested_at": time.time()})
 
     def stop_requested(self, fence: int) -> bool:
-        return (self.attempt(fence) / "stop").exists()
+        """As far as can be seen just now."""
+        try:
+            return (self.attempt(fence) / "stop").exists()
+        except OSError:
+            return False
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self.storage).free

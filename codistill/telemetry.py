@@ -114,3 +114,14 @@ def _log_to(run: RunDir, beat: Beat, rank: int) -> logging.Handler:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     return handler
+
+
+def note_failed(run: RunDir, fence: int, replica: str, steps: int) -> None:
+    """Say in the heartbeat of a replica that is not started again, on behalf of its process, that nothing follows: so
+    nobody waits for its first step, or misses it."""
+    found = run.read_heartbeats(fence).get(replica)
+    beat = found or asdict(Beat(replica, fence, incarnation=0, steps=steps, pid=0, time=time.time()))
+    try:
+        write_json(run.heartbeat(fence, replica), beat | {"state": "failed"}, durable=False)
+    except StorageError as error:
+        log.warning("no heartbeat: %s", error)

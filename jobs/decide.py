@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, assert_never
 
+from codistill.progress import OVER
 from codistill.spec import Limits, replica_name
 from jobs.deadlines import end_by, start_by
 from jobs.job import Job, Reason
@@ -229,5 +230,6 @@ def _all_stepped(view: View) -> bool:
 
 
 def has_stepped(beat: Mapping[str, Any] | None) -> bool:
-    """Whether a replica has made a step in this attempt; a resumed one may stand at a high step without."""
-    return beat is not None and (beat.get("first_step_at") is not None or beat.get("state") in {"finishing", "ended"})
+    """Whether a replica has made a step in this attempt, or will make none any more; a resumed one may stand at a high
+    step without."""
+    return beat is not None and (beat.get("first_step_at") is not None or beat.get("state") in {"finishing", *OVER})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 
 from cluster import watch
 from cluster.driver import Attempt
+from cluster.handles import Handles
 from cluster.trainer import RunFailed, TrainRun
 from codistill.outcome import Reason, ReplicaOutcome
 from codistill.run_dir import RunDir
+from codistill.telemetry import Beat
+from jobs.decide import has_stepped
 from tests.support import new_run, small_spec
 
 Fit = Callable[[str], dict[str, Any]]
@@ -31,7 +35,7 @@ def train_arms(
         return fit(self.replica)
 
     monkeypatch.setattr(TrainRun, "fit", fitted)
-    monkeypatch.setattr(watch.trainer, "kill", lambda directory, replica: None)
+    monkeypatch.setattr(Handles, "_look", lambda self: False)
     monkeypatch.setattr(watch, "WATCH_INTERVAL_S", 0.01)
     attempt = Attempt(run, 1, say=lambda line: None)
     return *attempt._train_arms(run.read_spec(), "namespace", None), started
@@ -72,6 +76,24 @@ def test_no_control_follows_a_replica_that_failed(tmp_path: Path, monkeypatch: p
     outcomes, reason, started = train_arms(new(tmp_path), monkeypatch, fit)
     assert reason is None
     assert sorted(outcomes) == sorted(started) == ["replica-0", "replica-1"]
+
+
+def test_whoever_failed_before_its_first_step_is_waited_for_by_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new(tmp_path)
+
+    def fit(name: str) -> dict[str, Any]:
+        if name == "replica-1":
+            raise RunFailed("its process died", died=True)
+        return DONE
+
+    outcomes, reason, _ = train_arms(run, monkeypatch, fit)
+    assert (reason, outcomes["replica-1"].outcome) == (None, "failed")
+    assert run.read_heartbeats(1)["replica-1"] | {"time": 0, "started_at": 0, "node": ""} == asdict(
+        Beat("replica-1", 1, 0, 12, state="failed", pid=0, started_at=0, node="")
+    )
+    assert has_stepped(run.read_heartbeats(1)["replica-1"])
 
 
 def test_after_a_stop_nothing_more_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_no_speed_before_two_steps_and_none_from_numbers_that_disagree(change: d
     assert time_left_s(beat(**change)) is None
 
 
-@pytest.mark.parametrize("state", ["starting", "finishing", "ended"])
+@pytest.mark.parametrize("state", ["starting", "finishing", "ended", "failed"])
 def test_only_training_takes_time_that_can_be_told(state: str) -> None:
     assert time_left_s(beat(state=state)) is None
 
@@ -64,6 +64,7 @@ def test_a_silent_replica_has_no_time_left() -> None:
     line = progress_line(beat(), now=1013.2)
     assert "left" not in line
     assert line.endswith("silent for 10 s")
+    assert progress_line(beat(state="failed"), now=1013.2).endswith("failed")
 
 
 def test_teachers_stand_after_the_time() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,22 @@ def test_json_is_replaced_whole(tmp_path: Path) -> None:
         write_json(path, {"a": float("nan")})
     assert read_json(path) == {"a": 1}
     assert read_json(tmp_path / "none.json") is None
+
+
+def test_what_cannot_be_read_just_now_is_as_if_it_were_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where the file that another node has just replaced is stale."""
+    run = new_run(tmp_path, small_spec())
+    assert run.read_heartbeats(1) == {}
+    write_json(run.heartbeat(1, "replica-0"), {"step": 1})
+    run.heartbeat(1, "replica-1").mkdir(parents=True)
+    assert run.read_heartbeats(1) == {"replica-0": {"step": 1}}
+    run.request_stop(1)
+    assert run.stop_requested(1)
+
+    def stale(_: Path) -> bool:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "exists", stale)
+    assert not run.stop_requested(1)
