@@ -76,7 +76,7 @@ class ReplicaRun:
             outcome = self._from_beat("failed", f"{type(error).__name__}: {error}")
         if outcome.outcome == "failed":
             note_failed(self._run, self._fence, self.name, self._total_steps)
-        self.outcome, self.ended_at = outcome, time.monotonic()
+        self.ended_at, self.outcome = time.monotonic(), outcome
         log.info("%s: %s at step %d", self.name, outcome.outcome, outcome.steps)
 
     def _until_ended(self) -> ReplicaOutcome:
