@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +19,9 @@ NODE = {"num_cpus": 1, "object_store_memory": 3 * 10**8, "include_dashboard": Fa
 
 def main(storage: Path) -> None:
     temporary = tempfile.mkdtemp(prefix="cd-", dir="/tmp")
+    # Where it notes the cluster's address: the place of this machine's own cluster otherwise, if there has ever been one.
+    os.environ["RAY_TMPDIR"] = temporary
+    (Path(temporary) / "ray").mkdir()
     nodes: Any = Cluster(initialize_head=True, head_node_args={**NODE, "temp_dir": temporary})
     try:
         nodes.add_node(**NODE)
