@@ -19,7 +19,7 @@ NODE = {"num_cpus": 1, "object_store_memory": 3 * 10**8, "include_dashboard": Fa
 
 def main(storage: Path) -> None:
     temporary = tempfile.mkdtemp(prefix="cd-", dir="/tmp")
-    # Where it notes the cluster's address: the place of this machine's own cluster otherwise, if there has ever been one.
+    # Where it notes the cluster's address, which otherwise is the place of this machine's own cluster.
     os.environ["RAY_TMPDIR"] = temporary
     (Path(temporary) / "ray").mkdir()
     nodes: Any = Cluster(initialize_head=True, head_node_args={**NODE, "temp_dir": temporary})
