@@ -81,7 +81,7 @@ lint: $(READY)
 # The hash of every file of every release that constraints.txt names, as PyPI has them.
 lock: $(RUNS)
 	$(PIP) -c constraints.txt uv
-	$(LOCK) --extra cluster --extra postgres --extra digits -o requirements/run.lock
+	$(LOCK) --extra cluster --extra postgres --extra digits --extra plots -o requirements/run.lock
 	$(LOCK) --extra dev -o requirements/dev.lock
 	$(LOCK) --extra browser -o requirements/page.lock
 
