@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from codistill.spec import JobSpec
-from codistill.words import size
+from codistill.words import count, size
 
 EPSILON = 1e-6
 
@@ -25,7 +25,8 @@ class Demand:
     def bundle(self) -> str:
         """One of them in words."""
         memory = f", {size(self.memory_bytes)} of memory" if self.memory_bytes else ""
-        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs{memory}"
+        gpus = f" and {count(self.gpus, 'GPU')}" if self.gpus else ""
+        return f"{count(self.cpus, 'CPU')}{gpus}{memory}"
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,14 @@ def shortage(demand: Demand, nodes: Sequence[Node]) -> str | None:
         return None
     need_cpus, need_gpus = demand.ranks * demand.cpus, demand.ranks * demand.gpus
     have_cpus, have_gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    asks = f"{demand.ranks} ranks of {demand.bundle}"
+    asks = f"{count(demand.ranks, 'rank')} of {demand.bundle}"
     if need_cpus > have_cpus + EPSILON:
-        return f"the job needs {need_cpus:g} CPUs ({asks}), the cluster has {have_cpus:g}"
+        return f"the job needs {count(need_cpus, 'CPU')} ({asks}), the cluster has {have_cpus:g}"
     if need_gpus > have_gpus + EPSILON:
-        return f"the job needs {need_gpus:g} GPUs ({asks}), the cluster has {have_gpus:g}"
+        return f"the job needs {count(need_gpus, 'GPU')} ({asks}), the cluster has {have_gpus:g}"
     known = [node.memory_bytes for node in nodes if node.memory_bytes is not None]
     memory = f", of memory {size(max(known))} at most" if known and demand.memory_bytes else ""
-    return f"the job needs {asks}, and the {len(nodes)} nodes have room for {places(demand, nodes)} of them{memory}"
+    return f"the job needs {asks}, and the cluster has room for {places(demand, nodes)} of them{memory}"
 
 
 def remaining(nodes: Sequence[Node], reserved: Sequence[Demand]) -> list[Node]:

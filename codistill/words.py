@@ -18,6 +18,11 @@ def duration(seconds: float) -> str:
     return f"{days} d {hours % 24} h"
 
 
+def count(number: float, noun: str) -> str:
+    """`1 GPU`, `2 GPUs`, `0.5 CPUs`."""
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
 def size(num_bytes: float) -> str:
     """`512 B`, `38.4 kB`, `1.2 GB`: in powers of 1000."""
     exponent = 0

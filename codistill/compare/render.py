@@ -51,7 +51,7 @@ def arm_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def differences_text(differences: Sequence[Difference], baseline: str) -> str:
     """The second block: one line per arm and metric, or one per arm that has no interval at all."""
-    head = ["arm", "metric", f"less {baseline}", "95 % interval", "seeds", "verdict"]
+    head = ["arm", "metric", f"minus {baseline}", "95 % interval", "seeds", "verdict"]
     shown = {one.arm for one in differences if one.interval is not None}
     without = {one.arm: one.n for one in differences if one.arm not in shown}
     lines = [difference_cells(one) for one in differences if one.arm in shown]

@@ -34,7 +34,7 @@ def as_html(report: Report) -> str:
         _table(head, rows),
         f"<h2>Differences to {escape(baseline)}, paired by seed</h2>",
         _table(
-            ["arm", "metric", f"less {baseline}", "95 % interval", "seeds", "verdict"],
+            ["arm", "metric", f"minus {baseline}", "95 % interval", "seeds", "verdict"],
             map(difference_cells, comparison.differences),
         ),
         _paragraphs(comparison.notes),

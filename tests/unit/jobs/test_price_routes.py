@@ -97,7 +97,7 @@ def test_what_no_node_has_the_memory_for_is_refused(
             continue
         value = problem(answer, 422, "never_fits")
         assert value["errors"][0]["path"] == path
-        assert f"2 ranks of 1 CPUs and 0 GPUs, {size(TAKEN)} of memory" in value["detail"]
+        assert f"2 ranks of 1 CPU, {size(TAKEN)} of memory" in value["detail"]
         assert f"of memory {size(ranks * TAKEN + more_bytes)} at most" in value["detail"]
     assert len(priced.store.page(limit=9)) == int(path is None)
 

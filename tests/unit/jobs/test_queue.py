@@ -58,7 +58,7 @@ def test_memory_that_is_reserved_is_no_room_for_another() -> None:
     assert (names(list(answer.admitted)), answer.next and answer.next.id) == ("a", "b")
     assert answer.waits_for is not None
     assert (
-        "41 B of memory, and the 1 nodes have room for 0 of them, of memory 40 B at most free now"
+        "41 B of memory, and the cluster has room for 0 of them, of memory 40 B at most free now"
         in answer.waits_for.message
     )
 

@@ -321,7 +321,7 @@ def test_the_table_has_a_block_of_arms_and_one_of_differences(tmp_path: Path) ->
     text = compare(arms).as_text().splitlines()
     assert " ".join(text[0].split()) == "arm runs accuracy log loss ECE churn flips seconds exchanged"
     assert text[3].split() == ["b", "2", "100.00%", "0.2877", "25.00%", "0.00000", "0.00%", "2.0", "200", "B"]
-    assert text[5].split() == ["arm", "metric", "less", "solo", "95", "%", "interval", "seeds", "verdict"]
+    assert text[5].split() == ["arm", "metric", "minus", "solo", "95", "%", "interval", "seeds", "verdict"]
     assert text[7].split() == ["b", "log", "loss", "-0.4055", "-0.4055", "..", "-0.4055", "2", "better"]
 
 
