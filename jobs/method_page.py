@@ -17,13 +17,15 @@ from codistill.spec.offers import stages_needed
 from jobs import examples
 from jobs.offered import Offer, method_choices, method_docstring, offered_methods
 
-_EXAMPLES = Path(examples.__file__).parent / "methods"
+_EXAMPLES = Path(examples.__file__).parent
+_PLAIN = {"solo": "digits-solo", "codistillation": "digits-pair"}
 _COSTS = Path(__file__).parent / "method_costs.json"
 HEAD = """# Methods
 
 One section each, made from the code by `python -P -m jobs.method_page`; `codistill methods NAME` prints the same. The
-cost of a step is that of the example's last phase, as a multiple of plain training of the same recipe: predicted from
-floating-point operations of one replica with its teachers, and measured by `make methods` in seconds.
+cost of a step is that of the example's last phase, as a multiple of plain training of the same recipe: in floating-point
+operations of one replica with its teachers, and in seconds, as `make methods` measured them on two cores. Where a small
+student has a large teacher the two differ: what a small network takes is hardly its operations.
 """
 
 
@@ -53,7 +55,7 @@ def section(offer: Offer) -> str:
     parts = [f"## `{offer.name}`", title, rest, f"*Needs*: {needs(offer.name)}.", _cost(offer.name), "\n".join(table)]
     example = example_of(offer.name)
     if example is not None:
-        parts.append(f"Example: `jobs/examples/methods/{example.name}`.")
+        parts.append(f"Example: `jobs/examples/{example.relative_to(_EXAMPLES)}`.")
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -76,7 +78,7 @@ def needs(kind: str) -> str:
 
 def example_of(kind: str) -> Path | None:
     """The spec that shows it."""
-    path = _EXAMPLES / f"{kind.replace('_', '-')}.toml"
+    path = _EXAMPLES / f"{_PLAIN.get(kind) or 'methods/' + kind.replace('_', '-')}.toml"
     return path if path.exists() else None
 
 
@@ -84,8 +86,8 @@ def _cost(kind: str) -> str:
     cost = costs().get(kind)
     if cost is None:
         return ""
-    measured = "not measured" if cost.measured is None else f"{cost.measured:.2f} measured"
-    return f"*Cost of a step*: {cost.predicted:.2f} predicted, {measured}."
+    measured = "not measured in seconds" if cost.measured is None else f"{cost.measured:.2f} in seconds"
+    return f"*Cost of a step*: {cost.predicted:.2f} in operations, {measured}."
 
 
 def _option(key: str, value: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import examples
 from jobs.cli.exits import Exit
 from jobs.method_page import costs, example_of, needs, page, section
 from jobs.offered import method_choices, offered_methods
@@ -27,9 +28,11 @@ def test_a_section_tells_formulas_options_and_an_example(offer: object) -> None:
     assert "*Needs*: " in text
     for option in method_choices()[name].model_fields:
         assert (f"| `{option}` |" in text) == (option != "kind"), option
-    if example_of(name) is not None:
-        assert name in costs()
-        assert f"*Cost of a step*: {costs()[name].predicted:.2f} predicted" in text
+    if (example := example_of(name)) is not None:
+        assert f"jobs/examples/{example.relative_to(Path(examples.__file__).parent)}`" in text
+        assert (name in costs()) == (example.parent.name == "methods")
+    if name in costs():
+        assert f"*Cost of a step*: {costs()[name].predicted:.2f} in operations" in text
 
 
 def test_needs_are_those_that_specs_are_checked_for() -> None:
