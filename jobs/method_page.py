@@ -23,9 +23,9 @@ _COSTS = Path(__file__).parent / "method_costs.json"
 HEAD = """# Methods
 
 One section each, made from the code by `python -P -m jobs.method_page`; `codistill methods NAME` prints the same. The
-cost of a step is that of the example's last phase, as a multiple of plain training of the same recipe: in floating-point
-operations of one replica with its teachers, and in seconds, as `make methods` measured them on two cores. Where a small
-student has a large teacher the two differ: what a small network takes is hardly its operations.
+cost of a step is that of the example's last phase, as a multiple of plain training of the same recipe: in operations of
+floating point, of one replica with its teachers; and in seconds, as `make methods` measured them on two cores. Where a
+small student has a large teacher the two differ: what a small network takes is hardly its operations.
 """
 
 
