@@ -22,13 +22,14 @@ Trained by codistill with method `{method}` on recipe `{recipe}`, {steps} steps,
 
 Validation: {metrics}.
 
-`model.safetensors` holds the weights, `config.json` what it takes to build the model. To load it, no more than torch
-and safetensors is needed:
+`model.safetensors` holds the weights, `config.json` what it takes to build the model. To load it, {needed}:
 
 ```python
 {code}
 ```
 """
+NEEDED = "no more than torch and safetensors is needed"
+NEEDED_OF_INSTALLED = "the package that the recipe comes from is needed, too"
 
 
 def write_export(
@@ -54,6 +55,7 @@ def write_export(
             steps=spec.training.steps,
             seed=spec.seed,
             metrics=", ".join(f"{name.removeprefix('eval/')} {value:.4f}" for name, value in metrics.items()),
+            needed=NEEDED_OF_INSTALLED if spec.recipe.kind == "installed" else NEEDED,
             code=recipe.loading_code().strip(),
         )
         (temporary / "README.md").write_text(card)

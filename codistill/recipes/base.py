@@ -53,7 +53,7 @@ class Recipe(Protocol):
 
     def loading_code(self) -> str:
         """Python that builds the model as `model` from `config.json` and `model.safetensors` of the working directory,
-        with torch and safetensors alone."""
+        with torch and safetensors alone; of a recipe that is installed, how to."""
         ...
 
     def data_digests(self) -> Mapping[str, str]:

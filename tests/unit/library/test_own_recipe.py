@@ -50,6 +50,7 @@ def test_an_installed_recipe_is_trained_by_name(site: Path, tmp_path: Path) -> N
         assert result["replicas"][name]["metrics"]["eval/accuracy"] > 0.9
         assert result["replicas"][name]["bytes_received"] > 0
         assert read_json(run.export(name) / "config.json") == {"classes": 2, "width": 8}
+        assert "the package that the recipe comes from is needed" in (run.export(name) / "README.md").read_text()
 
 
 def test_a_model_may_answer_logits_alone_and_a_sample_may_be_made_up(

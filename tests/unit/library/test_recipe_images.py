@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import save_file, save_model
 
 from codistill.recipes import Recipe, RecipeUnavailable, open_recipe
 from codistill.recipes.images import mirrored, shifted
@@ -23,11 +23,17 @@ from tests.datasets import synthetic_datasets, write_images, write_text
 
 MODELS = [Mlp(width=32), Cnn(width=4), Cnn(width=4, batch_norm=False), ResNet(width=8)]
 PROGRAM = """
-import sys
-sys.modules["codistill"] = None
-{code}
+import json, os, sys
 from safetensors.torch import load_file
-print(json.dumps(model(load_file("inputs.safetensors")["x"]).tolist()))
+sys.modules["codistill"] = None
+answers = {}
+for name in sys.argv[1:]:
+    os.chdir(name)
+    loaded = {"__name__": "loaded"}
+    exec(compile(open("load.py").read(), name, "exec"), loaded)
+    answers[name] = loaded["model"](load_file("inputs.safetensors")["x"]).tolist()
+    os.chdir("..")
+print(json.dumps(answers))
 """
 
 
@@ -162,35 +168,41 @@ def test_every_model_learns(model: Any) -> None:
     assert torch.allclose(net.head(taps["features"]), taps["logits"], atol=1e-5)  # pyright: ignore
 
 
-@pytest.mark.parametrize("model", MODELS[:1] + MODELS[1:2] + MODELS[3:], ids=lambda model: model.kind)
-def test_the_export_needs_torch_alone(tmp_path: Path, model: Any) -> None:
-    chosen = recipe(model=model)
-    assert_export_answers(tmp_path, chosen, chosen.split("test").read(chosen.split("test").ids[:9]).views["x"])
+EXPORTED = {
+    "mlp": Images(model=MODELS[0]),
+    "cnn": Images(model=MODELS[1]),
+    "resnet": Images(model=MODELS[3]),
+    "text": Text(context=16, width=16, layers=2, heads=2),
+    "tabular": Tabular(embedding=3, width=8),
+}
 
 
-@pytest.mark.parametrize("spec", [Text(context=16, width=16, layers=2, heads=2), Tabular(embedding=3, width=8)])
-def test_other_exports_need_torch_alone_too(tmp_path: Path, spec: Any) -> None:
-    chosen = open_recipe(JobSpec(recipe=spec))
-    assert_export_answers(tmp_path, chosen, chosen.split("test").read(chosen.split("test").ids[:9]).views["x"])
-
-
-def assert_export_answers(directory: Path, chosen: Recipe, x: torch.Tensor) -> None:
-    net = chosen.build_model()
-    net(chosen.split("train").read(chosen.split("train").ids[:20]).views["x"])  # so that BatchNorm has seen something
-    net.eval()
-    save_model(net, str(directory / "model.safetensors"))
-    (directory / "config.json").write_text(json.dumps(chosen.config()))
-    from safetensors.torch import save_file
-
-    save_file({"x": x.contiguous()}, directory / "inputs.safetensors")
-    program = PROGRAM.format(code=chosen.loading_code())
+def test_exports_need_torch_alone(tmp_path: Path) -> None:
+    """All in one process, each in variables of its own."""
+    expected = {name: write_model(tmp_path / name, open_recipe(JobSpec(recipe=EXPORTED[name]))) for name in EXPORTED}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", program], cwd=directory, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", PROGRAM, *EXPORTED], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    answered = json.loads(done.stdout)
+    assert answered.keys() == expected.keys()
+    for name, logits in expected.items():
+        np.testing.assert_allclose(np.array(answered[name]), logits.numpy(), atol=1e-5, err_msg=name)
+
+
+def write_model(directory: Path, chosen: Recipe) -> torch.Tensor:
+    """An export as far as it is needed to load it, and what to show it; answers what it then has to say."""
+    directory.mkdir()
+    train, test = chosen.split("train"), chosen.split("test")
+    net, x = chosen.build_model(), test.read(test.ids[:9]).views["x"]
+    net(train.read(train.ids[:20]).views["x"])  # so that BatchNorm has seen something
+    net.eval()
+    save_model(net, str(directory / "model.safetensors"))
+    save_file({"x": x.contiguous()}, directory / "inputs.safetensors")
+    (directory / "config.json").write_text(json.dumps(chosen.config()))
+    (directory / "load.py").write_text(chosen.loading_code())
     with torch.no_grad():
-        expected = net(x)["logits"]
-    np.testing.assert_allclose(np.array(json.loads(done.stdout)), expected.numpy(), atol=1e-5)
+        return net(x)["logits"]
 
 
 def test_what_is_missing_is_said_when_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
