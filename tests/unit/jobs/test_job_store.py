@@ -314,6 +314,8 @@ def test_jobs_from_before_there_were_owners_are_kept(store_url: str) -> None:
         (Filter(created_from=1010.0, created_before=1020.0), "b"),
         (Filter(name="a\0"), ""),
         (Filter(labels={"team": "a\0"}), ""),
+        (Filter(labels={'team"x': "1"}), ""),
+        (Filter(labels={"team\\": "a"}), ""),
         (Filter(), "abc"),
     ],
 )
