@@ -25,7 +25,7 @@ from jobs.receiving import ReceiveOnDemand
 from jobs.routes import build_api
 from jobs.routes.backend import Backend
 from jobs.runner import connect_runner
-from jobs.serve_settings import Settings
+from jobs.serve_settings import Listen, Settings
 from jobs.store import Store
 from jobs.store_terms import Quota
 
@@ -54,6 +54,12 @@ def disks_of(settings: Settings) -> Disks:
     if node is not None:
         places["Ray"] = Path(str(node.get_session_dir_path()))
     return Disks(places, settings.max_disk_percent)
+
+
+def rules_of(listen: Listen) -> DoorRules:
+    """How strict the door of such a service is."""
+    rules = DoorRules(needs_token=listen.needs_token, hosts=frozenset(listen.names))
+    return rules if listen.needs_token else replace(rules, open_at_once=OPEN_ALONE)
 
 
 # A copy that was killed is seen as gone after one period: 2 s instead of 9.
@@ -103,8 +109,7 @@ class ApiDeployment:
     def __serve_build_asgi_app__(self) -> FastAPI:
         configure(self._settings.log_format)
         store, listen = Store.open(self._settings.store_url), self._settings.listen
-        rules = DoorRules(needs_token=listen.needs_token, hosts=frozenset(listen.names))
-        rules = rules if listen.needs_token else replace(rules, open_at_once=OPEN_ALONE)
+        rules = rules_of(listen)
         stored = self._settings.stored_bytes_per_owner
         quota = Quota(stored_bytes_per_owner=stored) if listen.needs_token else Quota.alone(stored_bytes=stored)
         storage, data, facts = Path(self._settings.storage), Path(self._settings.data_home), self._describer.facts
