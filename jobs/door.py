@@ -1,8 +1,8 @@
 """Who may come in: what is checked of every request before any route sees it.
 
 In this order: that it is meant for this service (Host), and not sent by a foreign page (Origin, Sec-Fetch-Site); who
-sends it (a token); how often they may; that its body is JSON and not too long. The decisions are pure; `Door` is the
-ASGI layer around them.
+sends it (a token); how often they may; that its body is JSON and not too long; how many at once they may, and that the
+body comes in time. The decisions are pure; `Door` is the ASGI layer around them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from codistill.spec_errors import MAX_SPEC_BYTES
+from jobs.bodies import UNSAFE, arrived, check_body
 from jobs.callers import LOCAL, Caller, Presented, Scope, Token, presented
 from jobs.errors import StoreError
 from jobs.problems import ApiProblem, problem_response
-from jobs.rate import Buckets, Rate
+from jobs.rate import Buckets, OpenRequests, Rate
 
 OPEN = frozenset({"/healthz", "/", "/compare", "/studies", "/queue", "/submit"})
 """Paths for everybody, of which nothing is learned but that somebody is there. The pages among them hold no data: a
@@ -35,7 +36,10 @@ OPEN_PREFIXES = ("/static/", "/jobs/", "/studies/")
 """The page's own files, and the page of a job: the same for every id, whether there is such a job or not."""
 CHANGES_NOTHING = ":validate"
 """How paths end that are counted among the reads, though posted: a form asks there as often as somebody types."""
-UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+READY = "/readyz"
+"""Asked by probes, which must hear the truth from a service that is busy, too."""
+OPEN_RETRY_S = 5.0
+"""After which one of many open requests may have ended."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -55,7 +59,11 @@ class DoorRules:
     """Of one token each; without tokens there is no limit."""
     guesses: Rate = GUESSES
     """Wrong tokens from one address."""
+    open_at_once: int = 40
+    """Requests of one token each, or of all that come without one: a browser opens six to a service at most."""
     max_body_bytes: int = MAX_SPEC_BYTES
+    body_timeout_s: float = 10.0
+    """Until the whole of it is there."""
 
 
 FindToken = Callable[[Presented], Token | None]
@@ -72,7 +80,7 @@ class Door:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app, self._rules, self._find_token, self._clock = app, rules, find_token, clock
-        self._buckets = Buckets()
+        self._buckets, self._open = Buckets(), OpenRequests()
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -91,17 +99,24 @@ class Door:
             check_origin(request.headers, self._rules.hosts)
             caller = await self._caller(request)
             check_body(request, self._rules.max_body_bytes)
+            scope["state"]["caller"] = replace(caller, request_id=request_id)
+            if is_open(request.url.path) or request.url.path == READY:  # nothing behind them waits, or reads a body
+                await self._app(scope, receive, send_with_id)
+                return
+            with self._open.one_more(caller.token_id or caller.owner, self._rules.open_at_once) as may:
+                if not may:
+                    most = self._rules.open_at_once
+                    raise too_often(f"{most} of your requests are open, as many as may be; let one end", OPEN_RETRY_S)
+                whole = await arrived(request, receive, self._rules.max_body_bytes, self._rules.body_timeout_s)
+                await self._app(scope, whole, send_with_id)
         except ApiProblem as problem:
             await problem_response(problem, request_id)(scope, receive, send_with_id)
-            return
-        scope["state"]["caller"] = replace(caller, request_id=request_id)
-        await self._app(scope, limited(receive, self._rules.max_body_bytes), send_with_id)
 
     async def _caller(self, request: Request) -> Caller:
         path = request.url.path
         if not self._rules.needs_token:
             return LOCAL
-        if path in OPEN or path.startswith(OPEN_PREFIXES):
+        if is_open(path):
             return Caller("nobody", Scope.READ)
         token = await self._token(request)
         writes = request.method in UNSAFE and not path.endswith(CHANGES_NOTHING)
@@ -131,6 +146,11 @@ class Door:
         wait_s = self._buckets.take(who, rate, self._clock())
         if wait_s > 0:
             raise too_often(f"{why}; wait {math.ceil(wait_s)} s", wait_s)
+
+
+def is_open(path: str) -> bool:
+    """Whether everybody may have it."""
+    return path in OPEN or path.startswith(OPEN_PREFIXES)
 
 
 def too_often(detail: str, wait_s: float, code: str = "too_many_requests") -> ApiProblem:
@@ -176,41 +196,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def check_body(request: Request, most_bytes: int) -> None:
-    """Raise `ApiProblem` for a body that is announced as too long, or as anything but JSON: a form of another site's
-    page can only send what is not."""
-    length = request.headers.get("content-length", "0")
-    chunked = "transfer-encoding" in request.headers
-    if length.isdigit() and int(length) > most_bytes:
-        raise too_large(most_bytes)
-    if request.method not in UNSAFE or (length == "0" and not chunked):
-        return
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiProblem(
-            415,
-            "not_json",
-            f"the body has to be JSON, not {kind or 'without a type'}; send Content-Type: application/json",
-        )
-
-
-def too_large(most_bytes: int) -> ApiProblem:
-    """413: a body of more than `most_bytes`."""
-    return ApiProblem(413, "body_too_large", f"a body has at most {most_bytes:,} bytes; send less")
-
-
-def limited(receive: Receive, most_bytes: int) -> Receive:
-    """`receive` that raises as soon as more has come than was allowed, whatever the headers said."""
-    total = 0
-
-    async def counted() -> Message:
-        nonlocal total
-        message = await receive()
-        total += len(message.get("body", b""))
-        if total > most_bytes:
-            raise too_large(most_bytes)
-        return message
-
-    return counted

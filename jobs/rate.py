@@ -1,9 +1,10 @@
-"""Token buckets: how often somebody may ask."""
+"""How often somebody may ask, by token buckets; and how many requests of theirs may be open at once."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable
+from collections import Counter, OrderedDict
+from collections.abc import Generator, Hashable
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -46,3 +47,24 @@ class Buckets:
         if len(self._buckets) > self._most:
             self._buckets.popitem(last=False)
         return bucket.take(rate, now)
+
+
+class OpenRequests:
+    """How many each has, who asks."""
+
+    def __init__(self) -> None:
+        self._open: Counter[Hashable] = Counter()
+
+    @contextmanager
+    def one_more(self, who: Hashable, most: int) -> Generator[bool]:
+        """Whether `who` may have another, which then counts until its end, whatever that is."""
+        if self._open[who] >= most:
+            yield False
+            return
+        self._open[who] += 1
+        try:
+            yield True
+        finally:
+            self._open[who] -= 1
+            if not self._open[who]:
+                del self._open[who]

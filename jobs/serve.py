@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,17 @@ from jobs.receiving import ReceiveOnDemand
 from jobs.routes import build_api
 from jobs.routes.backend import Backend
 from jobs.runner import connect_runner
-from jobs.serve_settings import Settings
+from jobs.serve_settings import Listen, Settings
 from jobs.store import Store
 from jobs.store_terms import Quota
 
 APP_NAME = "codistill"
 NODE_LABEL = "ray.io/node-id"
 """Ray's own label of each node."""
+MAX_OPEN_REQUESTS = 200
+"""Of a copy of the API: streams of events and slow readers count."""
+OPEN_ALONE = 150
+"""Of them, what comes without tokens may have: there is nobody else but the probes and the page."""
 
 
 def living_nodes() -> list[Node]:
@@ -49,6 +54,12 @@ def disks_of(settings: Settings) -> Disks:
     if node is not None:
         places["Ray"] = Path(str(node.get_session_dir_path()))
     return Disks(places, settings.max_disk_percent)
+
+
+def rules_of(listen: Listen) -> DoorRules:
+    """How strict the door of such a service is."""
+    rules = DoorRules(needs_token=listen.needs_token, hosts=frozenset(listen.names))
+    return rules if listen.needs_token else replace(rules, open_at_once=OPEN_ALONE)
 
 
 # A copy that was killed is seen as gone after one period: 2 s instead of 9.
@@ -80,8 +91,7 @@ class ManagerDeployment:
 
 @serve.deployment(
     name="api",
-    # Five by default, and a slow reader counts.
-    max_ongoing_requests=200,
+    max_ongoing_requests=MAX_OPEN_REQUESTS,  # five by default
     # Each request is a line in the proxy's log already; a copy's own would pass through Ray's log monitor besides.
     logging_config={"enable_access_log": False},
     health_check_period_s=1,
@@ -99,7 +109,7 @@ class ApiDeployment:
     def __serve_build_asgi_app__(self) -> FastAPI:
         configure(self._settings.log_format)
         store, listen = Store.open(self._settings.store_url), self._settings.listen
-        rules = DoorRules(needs_token=listen.needs_token, hosts=frozenset(listen.names))
+        rules = rules_of(listen)
         stored = self._settings.stored_bytes_per_owner
         quota = Quota(stored_bytes_per_owner=stored) if listen.needs_token else Quota.alone(stored_bytes=stored)
         storage, data, facts = Path(self._settings.storage), Path(self._settings.data_home), self._describer.facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,6 +23,8 @@ from jobs.store_terms import (
     Submission,
 )
 from jobs.tables import IDEMPOTENCY, JOBS, LEASE, TRANSITIONS
+
+_PLAIN = re.compile(r"[\w.-]*")
 
 
 def same_request(connection: sa.Connection, asked: Submission) -> Job | None:
@@ -82,6 +85,8 @@ def conditions(only: Filter) -> list[sa.ColumnElement[bool]]:
     texts = [*only.labels, *only.labels.values(), only.owner or "", only.name or "", only.parent or ""]
     if any("\0" in text for text in texts):
         return [sa.false()]  # no text in PostgreSQL has a NUL, and to ask for one is an error
+    if not all(_PLAIN.fullmatch(key) for key in only.labels):
+        return [sa.false()]  # nor has a label's key a quote or the like, which would end a path of SQLite
     found = [JOBS.c.labels[key].as_string() == value for key, value in only.labels.items()]
     if only.states:
         found.append(JOBS.c.state.in_([state.value for state in only.states]))

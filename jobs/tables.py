@@ -46,6 +46,7 @@ TRANSITIONS = sa.Table(
     sa.Column("fence", sa.Integer),
     sa.Column("reason", sa.JSON(none_as_null=True)),
     sa.Column("time", sa.Double),
+    sqlite_autoincrement=True,
 )
 IDEMPOTENCY = sa.Table(
     "idempotency_keys",

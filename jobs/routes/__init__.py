@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -70,5 +71,5 @@ def build_api(backend: Backend) -> FastAPI:
                 document["components"]["schemas"][name]["examples"] = examples
         return document
 
-    app.openapi = openapi
+    app.openapi = cache(openapi)  # FastAPI asks for it in the event loop
     return app

@@ -63,9 +63,7 @@ def submission_routes(backend: Backend) -> APIRouter:
     async def validate(request: Request, caller: Reader) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         """Check a spec as submitting it would, and answer with every default filled in and what it will take."""
         body = await read_body(request)
-        spec = await asyncio.to_thread(accepted, backend, caller, body)
-        price = await asyncio.to_thread(price_of, backend, caller, spec)
-        return JSONResponse({"spec": spec.model_dump(mode="json"), "estimate": affordable(price, spec, backend)})
+        return JSONResponse(await asyncio.to_thread(_validate, backend, caller, body))
 
     @router.post("/jobs/{job_id}/cancel", status_code=202, response_model=shapes.Job)
     def cancel(job_id: str, caller: Writer) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
@@ -118,6 +116,12 @@ def _submit(backend: Backend, caller: Caller, body: bytes, key: str | None) -> d
     backend.disks.check()
     price = affordable(price_of(backend, caller, spec), spec, backend)
     return backend.show(add(backend, Submission(spec, caller, key=key, digest=digest_of(spec), estimate=price)))
+
+
+def _validate(backend: Backend, caller: Caller, body: bytes) -> dict[str, Any]:
+    spec = accepted(backend, caller, body)
+    price = affordable(price_of(backend, caller, spec), spec, backend)
+    return {"spec": spec.model_dump(mode="json"), "estimate": price}
 
 
 def accepted(backend: Backend, caller: Caller, body: bytes) -> JobSpec:

@@ -18,6 +18,7 @@ from jobs import head as heads
 from jobs import processes
 from jobs.callers import Scope
 from jobs.client import Client, ServiceRefused
+from jobs.door import READS, DoorRules
 from jobs.token_file import add_token
 from tests.service.running import until
 from tests.stores import new_store
@@ -35,6 +36,7 @@ def test_a_service_beside_a_cluster_goes_and_the_cluster_stays(tmp_path: Path) -
     environment = {**os.environ, **heads.ray_environment(head), **own}
     environment.pop("RAY_AUTH_TOKEN", None)
     _, token = add_token(tokens, "ops", Scope.ADMIN, lifetime_s=3600)
+    _, greedy = add_token(tokens, "ann", Scope.READ, lifetime_s=3600)
     words = [
         "serve",
         "--on",
@@ -61,6 +63,7 @@ def test_a_service_beside_a_cluster_goes_and_the_cluster_stays(tmp_path: Path) -
         with Client(f"http://127.0.0.1:{port}", token=token) as client:
             assert client.every() == []
             slow_senders_hold_up_nobody(client, port)
+            one_token_holds_up_nobody(client, port, greedy)
             who_asks_too_often_is_told_when_to_come_back(client)
         the_secret_is_nowhere(token[-43:], head, process.pid, tmp_path)
         process.send_signal(signal.SIGTERM)
@@ -80,15 +83,42 @@ def slow_senders_hold_up_nobody(client: Client, port: int) -> None:
         for number, one in enumerate(slow):
             length = f"Content-Length: {number + 9}\r\n\r\n{{" if number % 2 else "X-Slow: "
             one.sendall(f"POST /api/v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\n{length}".encode())
-        took: list[float] = []
-        for _ in range(20):
-            began = time.monotonic()
-            client.version()
-            took.append(time.monotonic() - began)
-        assert max(took) < 2.0, took
+        assert_answers(client)
     finally:
         for one in slow:
             one.close()
+
+
+def one_token_holds_up_nobody(client: Client, port: int, token: str) -> None:
+    """As many bodies that never end as it may send, and some more."""
+    most = DoorRules.open_at_once
+    head = f"POST /api/v1/jobs:validate HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    slow: list[socket.socket] = []
+    try:
+        for number in range(most + 10):
+            slow.append(socket.create_connection(("127.0.0.1", port), timeout=20))
+            slow[-1].sendall(head.encode())
+            if number >= most:
+                assert b" 429 " in slow[-1].recv(100)
+            time.sleep(1.5 / READS.per_s)
+        assert_answers(client)
+        assert all(b" 408 " in one.recv(100) for one in slow[:most])
+        with Client(client.url, token=token) as again:
+            again.version()
+    finally:
+        for one in slow:
+            one.close()
+
+
+def assert_answers(client: Client) -> None:
+    """Soon, each time."""
+    took: list[float] = []
+    for _ in range(20):
+        began = time.monotonic()
+        client.version()
+        took.append(time.monotonic() - began)
+    assert max(took) < 2.0, took
 
 
 def who_asks_too_often_is_told_when_to_come_back(client: Client) -> None:

@@ -17,13 +17,12 @@ from starlette.testclient import TestClient
 from codistill.capacity import Node
 from codistill.records import LEDGER, METRICS, Recorder
 from codistill.run_dir import RunDir, write_json
-from codistill.spec import Method
+from codistill.spec import JobSpec, Method
 from codistill.spec_errors import MAX_SPEC_BYTES
-from jobs.door import limited
+from jobs.database import Database
 from jobs.job import Reason
-from jobs.problems import ApiProblem
-from jobs.routes import build_api
-from jobs.routes.backend import Backend
+from jobs.routes import build_api, facts
+from jobs.routes.backend import Backend, EventTimes
 from jobs.rows import MAX_ROWS
 from jobs.status import State
 from jobs.store import Store
@@ -159,25 +158,6 @@ def test_a_body_over_the_limit_is_refused_while_it_streams(service: Service) -> 
     problem(service.http.post("/api/v1/jobs", content=big, headers=JSON), 413, "body_too_large")
 
 
-def test_reading_stops_at_the_limit() -> None:
-    """With the ASGI protocol itself, since the test client gathers a body before it sends it."""
-    asked = 0
-
-    async def receive() -> dict[str, Any]:
-        nonlocal asked
-        asked += 1
-        return {"type": "http.request", "body": b" " * 65536, "more_body": True}
-
-    async def read() -> None:
-        counted = limited(receive, MAX_SPEC_BYTES)
-        while True:
-            await counted()
-
-    with pytest.raises(ApiProblem, match="at most"):
-        asyncio.run(read())
-    assert asked == MAX_SPEC_BYTES // 65536 + 1
-
-
 def test_storage_that_is_missing_or_full_is_503(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RunDir, "free_bytes", lambda _self: 1000)
     value = problem(service.http.post("/api/v1/jobs", json=PAIR), 503, "storage_unavailable")
@@ -307,6 +287,41 @@ def test_a_request_that_reads_or_writes_changes_threads_once(service: Service, m
     assert len(changes) == 1
     assert service.http.post(f"/api/v1/jobs/{job_id}/cancel").status_code == 202
     assert len(changes) == 2
+
+
+def test_nothing_that_takes_a_while_is_done_in_the_event_loop(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By any route: where the cluster, the store or a run directory hangs, the others are still answered."""
+    called: dict[str, list[bool]] = {}
+
+    def watched(name: str, function: Any) -> Any:
+        def watching(*arguments: Any, **options: Any) -> Any:
+            try:
+                asyncio.get_running_loop()
+                called.setdefault(name, []).append(True)
+            except RuntimeError:
+                called.setdefault(name, []).append(False)
+            return function(*arguments, **options)
+
+        return watching
+
+    job_id = service.submit()
+    service.run(job_id)
+    service.move(job_id, State.RUNNING, State.SUCCEEDED)
+    nodes, look_once = watched("nodes", lambda: service.nodes), EventTimes(poll_s=0.0, stream_s=0.0)
+    app = build_api(Backend(service.store, service.storage, nodes, events=look_once, data_home=service.storage))
+    routes = [(method, path) for path, item in app.openapi()["paths"].items() for method in item]
+    for owner, name in ((Database, "transaction"), (RunDir, "read_heartbeats"), (JobSpec, "model_json_schema")):
+        monkeypatch.setattr(owner, name, watched(name, getattr(owner, name)))
+    facts._schema.cache_clear()
+    with TestClient(app, "http://127.0.0.1", raise_server_exceptions=False) as http:
+        for method, path in sorted(routes, key=lambda route: route[0] == "delete"):
+            body = PAIR if path.startswith("/api/v1/jobs") and "{job_id}" not in path else {}
+            http.request(method, path.replace("{job_id}", job_id), json=None if method == "get" else body)
+    assert {name: any(in_the_loop) for name, in_the_loop in called.items()} == dict.fromkeys(
+        ("nodes", "transaction", "read_heartbeats", "model_json_schema"), False
+    )
 
 
 def test_cancel_in_the_queue_is_final_at_once(service: Service) -> None:

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from codistill.capacity import Node
 from jobs.callers import LOCAL, Scope, mint, presented
-from jobs.door import DoorRules, bearer, hostname, is_loopback
+from jobs.door import Door, DoorRules, bearer, hostname, is_loopback
 from jobs.rate import Buckets, Rate
 from jobs.routes import build_api
 from jobs.routes.backend import Backend
@@ -359,26 +359,135 @@ def test_delete_needs_an_end_and_takes_everything_with_it(on_both: Guarded, tmp_
     assert again.json()["id"] != job
 
 
+# ---------------------------------------------------------------- bodies, and requests that stay open
+
+
+class Sender:
+    """With the ASGI protocol itself, since the test client gathers a body first: it sends `parts` of a body, then
+    nothing more. The last is the one that ends in a brace."""
+
+    def __init__(self, method: str, path: str, token: str | None = None, parts: tuple[bytes, ...] = ()) -> None:
+        self.asked, self.sent, self.begun = 0, list[Any](), asyncio.Event()
+        headers = {"host": "localhost", "content-type": "application/json", "content-length": "3"}
+        headers |= {"authorization": f"Bearer {token}"} if token else {}
+        self._parts, self._scope = list(parts), {
+            "type": "http", "http_version": "1.1", "method": method, "path": path, "raw_path": path.encode(),
+            "query_string": b"", "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
+            "client": ("::1", 5), "server": ("localhost", 80), "scheme": "http", "root_path": "",
+        }  # fmt: skip
+
+    async def _receive(self) -> dict[str, Any]:
+        self.asked += 1
+        if not self._parts:
+            await asyncio.Event().wait()
+        part = self._parts.pop(0)
+        if part == GONE:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": part, "more_body": not part.endswith(b"}")}
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+        self.begun.set()
+
+    async def ask(self, app: Any) -> None:
+        await asyncio.wait_for(app(self._scope, self._receive, self._send), 10)
+
+    @property
+    def answer(self) -> tuple[int, str]:
+        """Status, and the code of a problem."""
+        body = b"".join(message.get("body", b"") for message in self.sent)
+        return self.sent[0]["status"], json.loads(body).get("code", "")
+
+
+GONE = b"gone"
+"""In the place of a part: the sender's end."""
+
+
 def test_a_body_is_counted_as_it_comes(guarded: Guarded) -> None:
-    """Whatever its headers say; with the ASGI protocol itself, since the test client gathers a body first."""
-    asked = 0
-    sent: list[Any] = []
+    """Whatever its headers say."""
+    long = Sender("POST", "/api/v1/jobs", guarded.tokens["ann"], (b" " * 65536,) * 9)
+    asyncio.run(long.ask(guarded.app))
+    assert long.answer == (413, "body_too_large")
+    assert long.asked == 5
 
-    async def receive() -> dict[str, Any]:
-        nonlocal asked
-        asked += 1
-        return {"type": "http.request", "body": b" " * 65536, "more_body": True}
 
-    async def send(message: Any) -> None:
-        sent.append(message)
+@pytest.mark.parametrize("path", ["/api/v1/jobs", "/api/v1/jobs:validate", "/version"])
+def test_a_body_has_to_come_in_time(tmp_path: Path, path: str) -> None:
+    guarded = Guarded(tmp_path, body_timeout_s=0.05)
+    slow = Sender("GET" if path == "/version" else "POST", path, guarded.tokens["ann"], ())
+    asyncio.run(slow.ask(guarded.app))
+    assert slow.answer == (408, "body_too_slow")
+    whole = Sender("POST", "/api/v1/jobs", guarded.tokens["ann"], (b"{", b"}"))
+    asyncio.run(whole.ask(guarded.app))
+    assert whole.sent[0]["status"] == 202
+    guarded.store.close()
 
-    headers = {"host": "localhost", "content-type": "application/json", "content-length": "3"}
-    headers["authorization"] = f"Bearer {guarded.tokens['ann']}"
-    scope = {
-        "type": "http", "http_version": "1.1", "method": "POST", "path": "/api/v1/jobs", "raw_path": b"/api/v1/jobs",
-        "query_string": b"", "headers": [(k.encode(), v.encode()) for k, v in headers.items()], "client": ("::1", 5),
-        "server": ("localhost", 80), "scheme": "http", "root_path": "",
-    }  # fmt: skip
-    asyncio.run(guarded.app(scope, receive, send))
-    assert sent[0]["status"] == 413
-    assert asked == 5
+
+def test_a_token_has_so_many_requests_open_and_no_more(tmp_path: Path) -> None:
+    """Streams of events and bodies that do not come, which last; the others are held up by none of them."""
+    guarded = Guarded(tmp_path, open_at_once=2, body_timeout_s=60.0)
+    ann, bob = guarded.tokens["ann"], guarded.tokens["bob"]
+
+    async def answer(method: str, path: str, token: str | None, parts: tuple[bytes, ...] = (b"}",)) -> tuple[int, str]:
+        sender = Sender(method, path, token, parts)
+        await sender.ask(guarded.app)
+        assert sender.asked < 2, "no more than what was there"
+        assert sender.answer[0] != 429 or sender.asked == 0
+        return sender.answer
+
+    async def play() -> None:
+        listens, sends = Sender("GET", "/api/v1/events", ann, (b"}",)), Sender("POST", "/api/v1/jobs:validate", ann)
+        listening, sending = (asyncio.create_task(one.ask(guarded.app)) for one in (listens, sends))
+        await asyncio.wait_for(listens.begun.wait(), 10)
+        while not sends.asked:
+            await asyncio.sleep(0.01)
+        assert await answer("GET", "/version", ann) == (429, "too_many_requests")
+        assert await answer("POST", "/api/v1/jobs", ann, ()) == (429, "too_many_requests")
+        assert (await answer("GET", "/version", bob))[0] == 200
+        assert (await answer("GET", "/healthz", None, ()))[0] == 200
+        assert await answer("GET", "/readyz", ann, ()) == (503, "no_manager")
+        listening.cancel()
+        await asyncio.wait([listening])
+        assert (await answer("GET", "/version", ann))[0] == 200
+        sending.cancel()
+        await asyncio.wait([sending])
+
+    asyncio.run(play())
+    guarded.store.close()
+
+
+@pytest.mark.parametrize("end", ["answers", "fails", "hangs", b"too long" * 65536, GONE])
+def test_a_request_counts_no_longer_than_it_lasts(end: str | bytes) -> None:
+    """Whatever its end is; without tokens all are of one caller."""
+    answered = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal answered
+        if (await receive())["type"] == "http.disconnect" or end == "fails":
+            raise RuntimeError("no luck")
+        if end == "hangs":
+            await asyncio.Event().wait()
+        answered += 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    door = Door(app, DoorRules(open_at_once=1, body_timeout_s=0.05), lambda _: None)
+
+    async def play() -> None:
+        nonlocal end
+        first = Sender("POST", "/version", None, (b"{", end if isinstance(end, bytes) else b"}"))
+        asking = asyncio.create_task(first.ask(door))
+        if end == "hangs":
+            await asyncio.wait([asking], timeout=0.05)
+            second = Sender("GET", "/version", None, (b"}",))
+            await second.ask(door)
+            assert second.answer == (429, "too_many_requests")
+            assert dict(second.sent[0]["headers"])[b"retry-after"] == b"5"
+            asking.cancel()
+        await asyncio.wait([asking])
+        before, end = answered, "answers"
+        again = Sender("POST", "/version", None, (b"{", b"}"))
+        await again.ask(door)
+        assert (again.answer[0], answered) == (200, before + 1)
+
+    asyncio.run(play())

@@ -70,6 +70,10 @@ def test_every_figure_by_hand(store: Store, clock: Clock, tmp_path: Path) -> Non
         RunDir(tmp_path, running.id).heartbeat(1, "replica-0"),
         beat(0, 1, step=7, now=clock.now - 3) | {"bytes_sent": 11, "bytes_received": 13},
     )
+    write_json(
+        RunDir(tmp_path, running.id).heartbeat(1, "replica-1"),
+        beat(1, 1, step=10, now=clock.now - 300) | {"state": "ended"},
+    )
     store.create(JobSpec())
     clock.now += 5.0
     store.submit(Submission(JobSpec(), Caller("bob", Scope.WRITE)))
@@ -99,6 +103,9 @@ def test_every_figure_by_hand(store: Store, clock: Clock, tmp_path: Path) -> Non
     who = (running.id, "replica-0")
     assert found["codistill_replica_step", *who] == 7
     assert found["codistill_replica_heartbeat_age_seconds", *who] == 11.0
+    early = (running.id, "replica-1")
+    assert found["codistill_replica_step", *early] == 10
+    assert ("codistill_replica_heartbeat_age_seconds", *early) not in found, "it is done, and not silent"
     assert found["codistill_replica_sent_bytes", *who] == 11
     assert found["codistill_replica_received_bytes", *who] == 13
     assert found["codistill_replica_teacher_offset_steps", *who, "replica-1"] == 1

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from codistill.run_dir import ID_PATTERN
 from codistill.spec import JobSpec
-from jobs.callers import Caller, Scope
+from jobs.callers import LOCAL, Caller, Scope
 from jobs.errors import StoreError
 from jobs.job import Reason, new_job_id
 from jobs.status import IllegalTransition, State
@@ -187,6 +187,16 @@ def test_no_change_comes_to_be_seen_after_a_later_one(store: Store) -> None:
     assert [change.job_id for change in store.changes(seen)] == [slow.id, quick.id]
 
 
+def test_no_number_of_a_change_is_given_twice(store: Store) -> None:
+    """Though the job with the newest is deleted: whoever has seen that one would miss the next."""
+    store.create(JobSpec())
+    last = store.move(store.create(JobSpec()), State.CANCELLED)
+    seen = store.newest_change()
+    store.delete(last, by=LOCAL)
+    following = store.create(JobSpec())
+    assert [change.job_id for change in store.changes(seen)] == [following.id]
+
+
 def test_a_lease_is_renewed_kept_and_passed_on_with_a_higher_fence(store: Store, clock: Clock) -> None:
     first = store.lease.acquire("a", 5.0)
     assert first is not None
@@ -304,6 +314,8 @@ def test_jobs_from_before_there_were_owners_are_kept(store_url: str) -> None:
         (Filter(created_from=1010.0, created_before=1020.0), "b"),
         (Filter(name="a\0"), ""),
         (Filter(labels={"team": "a\0"}), ""),
+        (Filter(labels={'team"x': "1"}), ""),
+        (Filter(labels={"team\\": "a"}), ""),
         (Filter(), "abc"),
     ],
 )
@@ -361,6 +373,36 @@ def test_a_store_of_a_newer_release_is_one_sentence(store: Store, store_url: str
 
 
 # ---------------------------------------------------------------- SQLite alone
+
+
+def test_a_store_that_gave_numbers_twice_keeps_those_it_has(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    engine = make_engine(url)
+    migrate(engine, "0007")
+    with engine.execution_options(codistill_write=True).begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO jobs (id, name, labels, spec, state, fence, attempts, created_at, updated_at, state_since)"
+            " VALUES ('old-aaaaaa', 'old', '{}', '{}', 'CANCELLED', 0, 0, 1.0, 2.0, 3.0)"
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO transitions (seq, job_id, state, fence, reason, time) VALUES"
+            " (3, 'old-aaaaaa', 'QUEUED', 0, NULL, 1), (9, 'old-aaaaaa', 'CANCELLED', 0,"
+            """ '{"code": "c", "message": "m", "replica": null}', 3)"""
+        )
+    inspected = sa.inspect(engine)
+    before = [inspected.get_indexes("transitions"), inspected.get_foreign_keys("transitions")]
+    store = Store.open(url)
+    inspected = sa.inspect(engine)
+    assert [inspected.get_indexes("transitions"), inspected.get_foreign_keys("transitions")] == before
+    changes = store.changes(0)
+    assert [(c.seq, c.transition.state) for c in changes] == [(3, State.QUEUED), (9, State.CANCELLED)]
+    assert [c.transition.reason for c in changes] == [None, Reason("c", "m")]
+    (job,) = store.page(limit=9)
+    store.delete(job, by=LOCAL)
+    store.create(JobSpec())
+    assert [c.seq for c in store.changes(0)] == [10]
+    store.close()
+    engine.dispose()
 
 
 def test_durability_settings(on_disk: Store, tmp_path: Path) -> None:

@@ -53,6 +53,13 @@ def test_a_label_is_a_key_and_a_value(service: Service, label: str) -> None:
     assert problem(answer, 422, "bad_parameter")["errors"][0]["path"] == "query.label"
 
 
+@pytest.mark.parametrize("label", ['team"x=1', 'team"=a', "team\\=a", "team[0]=a", '"team"=a', "other=a", "team=b"])
+def test_a_label_that_no_job_has_is_an_empty_page(service: Service, label: str) -> None:
+    service.submit(labels={"team": "a"})
+    assert names(service, label=label) == []
+    assert names(service, label="team=a") == ["pair"]
+
+
 def test_whoever_was_next_and_is_no_longer_is_told_so(service: Service) -> None:
     """What the manager said of the one who was next is not true of it any more."""
     first = service.store.submit(Submission(spec(name="first")))

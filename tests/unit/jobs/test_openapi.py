@@ -17,11 +17,16 @@ OF_SPECS = "codistill.spec"
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service = Service(tmp_path_factory.mktemp("openapi"))
     with service.http:
-        yield service.http.get("/openapi.json").json()
+        yield service
     service.store.close()
+
+
+@pytest.fixture(scope="module")
+def document(service: Service) -> dict[str, Any]:
+    return service.http.get("/openapi.json").json()
 
 
 def ours() -> list[str]:
@@ -70,3 +75,9 @@ def test_every_route_says_what_it_does(document: dict[str, Any]) -> None:
         for method, operation in item.items():
             assert operation.get("description"), (method, path)
             assert operation["tags"], (method, path)
+
+
+def test_the_document_is_made_once(service: Service, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since it is made in the event loop."""
+    monkeypatch.delattr(shapes, "examples_of_all")
+    assert service.http.get("/openapi.json").json() == document

@@ -36,6 +36,15 @@ def test_requests_are_logged_by_the_proxy_alone() -> None:
     assert LoggingConfig(**bound._deployment_config.logging_config).enable_access_log is False
 
 
+@pytest.mark.parametrize("needs_token", [True, False])
+def test_no_one_caller_has_all_that_a_copy_of_the_api_takes(needs_token: bool) -> None:
+    bound: Any = service.application(Settings("sqlite://", "/runs", "/data", LISTEN), "0f" * 28)._bound_deployment
+    rules = service.rules_of(Listen("127.0.0.1", 8700, ("localhost",), needs_token))
+    assert (rules.needs_token, rules.hosts) == (needs_token, {"localhost"})
+    assert rules.open_at_once == (40 if needs_token else 150)
+    assert bound._deployment_config.max_ongoing_requests >= rules.open_at_once + 50
+
+
 def test_a_machine_that_is_no_node_is_told_how_to_become_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("ray._private.services.find_node_ids", set[str])
     with pytest.raises(HeadError, match=r"ray start --address=head:6379 --num-cpus=0"):
