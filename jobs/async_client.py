@@ -22,6 +22,7 @@ from jobs.client import ANYTHING, DEFAULT_URL, TIMEOUT_S, Items
 from jobs.conversation import Wanted
 from jobs.download import incoming
 from jobs.log_reader import LogReader
+from jobs.patience import Patience
 from jobs.status import State
 from jobs.wire import Conversation, Pause, RemoteJob, ServiceRefused
 
@@ -118,20 +119,21 @@ class AsyncClient:
         self, job_id: str, write: Callable[[str], None], *, replica: str = "replica-0", tail: int | None = None
     ) -> None:
         """Call `write` with what a log has, and with what is added to it, until the job has ended."""
-        reader, ended = LogReader(replica, tail), False
+        reader, patience, ended = LogReader(replica, tail), Patience(), False
         while not ended:
-            ended = (await self.show(job_id)).ended
             try:
+                ended = (await self.show(job_id)).ended
+                patience.heard()
                 async with self._http.stream("GET", **reader.request(job_id)) as answer:
                     if answer.is_error:
                         await answer.aread()
                     reader.begin(wire.checked(answer).headers)
+                    patience.answered()
                     async for chunk in answer.aiter_bytes():
                         write(reader.text(chunk))
-            except wire.NO_ANSWER as error:  # the service may be about to come back
-                reader.dropped(wire.unreachable(self.url, error))
+            except wire.FAILED as error:  # the service may be about to come back
                 ended = False
-                await asyncio.sleep(wire.POLL_S)
+                await asyncio.sleep(patience.pause_s(wire.told(self.url, error)))
 
     async def metrics(
         self, job_id: str, *, replica: str = "replica-0", names: Iterable[str] | None = None, after_step: int = -1
@@ -219,7 +221,8 @@ class AsyncClient:
         poll_s: float = wire.POLL_S,
         seen: Callable[[RemoteJob], None] = lambda _job: None,
     ) -> RemoteJob:
-        """The job once it has ended. Raises `TimeoutError`. `seen` is called with every answer."""
+        """The job once it has ended. Raises `TimeoutError`. `seen` is called with every answer. Once there was one, a
+        service that is away for less than a minute is waited for."""
         return await self._hold(say.wait(job_id, timeout_s, poll_s, seen))
 
     async def _hold(self, conversation: Conversation[Result]) -> Result:

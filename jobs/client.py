@@ -21,6 +21,7 @@ from jobs import wire
 from jobs.conversation import Wanted
 from jobs.download import DownloadDiffers, incoming
 from jobs.log_reader import LogReader
+from jobs.patience import Patience
 from jobs.serve_settings import DEFAULT_PORT
 from jobs.status import State
 from jobs.wire import Conversation, Pause, RemoteJob, ServiceRefused, ServiceUnreachable
@@ -123,20 +124,21 @@ class Client:
         self, job_id: str, write: Callable[[str], None], *, replica: str = "replica-0", tail: int | None = None
     ) -> None:
         """Call `write` with what a log has, and with what is added to it, until the job has ended."""
-        reader, ended = LogReader(replica, tail), False
+        reader, patience, ended = LogReader(replica, tail), Patience(), False
         while not ended:
-            ended = self.show(job_id).ended
             try:
+                ended = self.show(job_id).ended
+                patience.heard()
                 with self._http.stream("GET", **reader.request(job_id)) as answer:
                     if answer.is_error:
                         answer.read()
                     reader.begin(wire.checked(answer).headers)
+                    patience.answered()
                     for chunk in answer.iter_bytes():
                         write(reader.text(chunk))
-            except wire.NO_ANSWER as error:  # the service may be about to come back
-                reader.dropped(wire.unreachable(self.url, error))
+            except wire.FAILED as error:  # the service may be about to come back
                 ended = False
-                time.sleep(wire.POLL_S)
+                time.sleep(patience.pause_s(wire.told(self.url, error)))
 
     def metrics(
         self, job_id: str, *, replica: str = "replica-0", names: Iterable[str] | None = None, after_step: int = -1
@@ -224,7 +226,8 @@ class Client:
         poll_s: float = wire.POLL_S,
         seen: Callable[[RemoteJob], None] = lambda _job: None,
     ) -> RemoteJob:
-        """The job once it has ended. Raises `TimeoutError`. `seen` is called with every answer."""
+        """The job once it has ended. Raises `TimeoutError`. `seen` is called with every answer. Once there was one, a
+        service that is away for less than a minute is waited for."""
         return self._hold(say.wait(job_id, timeout_s, poll_s, seen))
 
     def _hold(self, conversation: Conversation[Result]) -> Result:

@@ -5,6 +5,7 @@ A conversation is a generator: it yields what to ask or how long to pause, is se
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from urllib.parse import quote
 
 from codistill.spec import JobSpec
 from jobs.media import ARROW
+from jobs.patience import Patience
 from jobs.status import State
 from jobs.wire import Ask, Conversation, Pause, RemoteJob, ServiceRefused, ServiceUnreachable
 
@@ -172,15 +174,24 @@ def is_well(path: str) -> Conversation[bool]:
 def wait(
     job_id: str, timeout_s: float | None, poll_s: float, seen: Callable[[RemoteJob], None]
 ) -> Conversation[RemoteJob]:
-    give_up = None if timeout_s is None else time.monotonic() + timeout_s
+    """A service that is started again meanwhile is waited for, too."""
+    give_up = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    patience, state = Patience(), "unknown"
     while True:
-        job = yield from show(job_id)
-        seen(job)
-        if job.ended:
-            return job
-        if give_up is not None and time.monotonic() > give_up:
-            raise TimeoutError(f"{job_id} is still {job.state} after {timeout_s:g} s")
-        yield Pause(poll_s)
+        try:
+            job = yield from show(job_id)
+        except (ServiceRefused, ServiceUnreachable) as error:
+            pause_s = patience.pause_s(error)
+        else:
+            patience.answered()
+            seen(job)
+            if job.ended:
+                return job
+            state, pause_s = job.state, poll_s
+        left_s = give_up - time.monotonic()
+        if left_s < 0:
+            raise TimeoutError(f"{job_id} is still {state} after {timeout_s:g} s")
+        yield Pause(min(pause_s, left_s))
 
 
 def _plain(spec: JobSpec | Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import httpx2
 
 CONNECT_S, SILENCE_S = 20.0, 90.0
 """A service ends such an answer after a minute, whether anything was written or not."""
-MOST_DROPS = 10
 
 
 class LogReader:
@@ -20,7 +19,6 @@ class LogReader:
     def __init__(self, replica: str, tail_lines: int | None) -> None:
         self._replica, self._tail_lines = replica, tail_lines
         self._offset: int | None = None
-        self._drops = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def request(self, job_id: str) -> dict[str, Any]:
@@ -41,11 +39,4 @@ class LogReader:
         """What has come, as far as its letters are whole."""
         assert self._offset is not None
         self._offset += len(chunk)
-        self._drops = 0
         return self._decoder.decode(chunk)
-
-    def dropped(self, error: Exception) -> None:
-        """The connection has broken. Raises `error` when it did so again and again."""
-        self._drops += 1
-        if self._drops > MOST_DROPS:
-            raise error

@@ -73,6 +73,9 @@ class Pause:
 POLL_S = 0.5
 """Between two questions about the same thing."""
 NO_ANSWER = (httpx2.TransportError, httpx2.InvalidURL, httpx2.UnsupportedProtocol)
+FAILED = (*NO_ANSWER, ServiceUnreachable, ServiceRefused)
+UNKNOWN = "unknown"
+"""Code of an error that says nothing of itself."""
 Result = TypeVar("Result")
 Conversation = Generator[Ask | Pause, httpx2.Response, Result]
 
@@ -87,7 +90,7 @@ def checked(answer: httpx2.Response) -> httpx2.Response:
         problem = answer.json()
         code, detail, errors = problem["code"], problem["detail"], problem.get("errors", ())
     except (ValueError, KeyError, TypeError):  # not our service, or something between it and us
-        code, detail, errors = "unknown", f"the answer was {answer.status_code}, and no problem", ()
+        code, detail, errors = UNKNOWN, f"the answer was {answer.status_code}, and no problem", ()
     raise ServiceRefused(answer.status_code, code, detail, errors, retry_after_s=retry_after_s)
 
 
@@ -109,3 +112,8 @@ def unreachable(url: str, error: Exception) -> ServiceUnreachable:
     told = ServiceUnreachable(f"no service answers at {url}: {error or type(error).__name__}")
     told.__cause__ = error
     return told
+
+
+def told(url: str, error: Exception) -> ServiceUnreachable | ServiceRefused:
+    """One of `FAILED`, as it is told."""
+    return error if isinstance(error, (ServiceUnreachable, ServiceRefused)) else unreachable(url, error)

@@ -69,10 +69,10 @@ def _known(error: Exception) -> int | None:
         return _say("the spec is not valid:\n  " + "\n  ".join(lines), Exit.USAGE)
     if isinstance(error, StorageError):
         return _say(str(error), Exit.UNAVAILABLE)
-    from jobs.client import ServiceRefused, ServiceUnreachable
+    from jobs.client import DownloadDiffers, ServiceRefused, ServiceUnreachable
     from jobs.errors import HeadError, StoreError
 
-    if isinstance(error, (HeadError, StoreError)):
+    if isinstance(error, (HeadError, StoreError, DownloadDiffers)):
         return _say(str(error), Exit.UNAVAILABLE)
 
     if isinstance(error, ServiceUnreachable):

@@ -42,7 +42,9 @@ def restore(
             return Exit.DONE
     with only_one(home()):
         kept = put_back(file.absolute(), store)
-    say(f"{store} has {count} jobs now" + ("" if kept is None else f"; what it was before is in {kept}"))
+    say(f"{store} has {count} jobs now" + ("" if kept is None else f"; what it was before is in {kept.path}"))
+    if kept is not None and kept.as_it_was:
+        say("it could not be copied, damaged as it may be: these are its files as they were")
     say("next: codistill serve; jobs that ran when the copy was made are looked for, and tried again")
     return Exit.DONE
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ import typer
 from codistill.words import size
 from jobs.cli.exits import CommandError, Exit
 from jobs.cli.output import Format, emit, emit_data, say, table
+from jobs.cli.retry import Retry
 from jobs.cli.service import JobId, Url, connect, since_when, why
 from jobs.status import State
 
@@ -135,18 +137,14 @@ def _delete_all(client: Client, ids: Sequence[str]) -> int:
     """How many could be: meanwhile another may have deleted some, or gone on from one. Waits where it is asked to."""
     from jobs.client import ServiceRefused
 
-    count, left = 0, list(reversed(ids))
-    while left:
+    count, retry = 0, Retry()
+    for job_id in ids:
         try:
-            client.delete(left[-1])
+            retry(partial(client.delete, job_id))
             count += 1
         except ServiceRefused as error:
-            if error.retry_after_s is not None:
-                time.sleep(error.retry_after_s)
-                continue
             if error.status not in (404, 409):
                 raise
-        left.pop()
     return count
 
 

@@ -16,7 +16,9 @@ from jobs.cli.exits import CommandError, Exit
 from jobs.cli.output import emit, plain, say
 
 SPEC_FILE = "spec.json"
-POLL_S = 0.5
+POLL_S, LOG_POLL_S = 0.5, 5.0
+UNANSWERED_S = 60.0
+"""Of failures one after the other: a head that is started again takes less."""
 
 
 def run_as_ray_job(address: str, spec: JobSpec, run: RunDir, fence: int) -> int:
@@ -80,16 +82,41 @@ def address_of(client: Any) -> str:
 
 
 def _follow(client: Any, submission: str) -> str:
-    shown = 0
+    """Show the log until the job has ended; its last status. Ray gives a log whole, so it is asked for more seldom."""
+    status: Any = None
+    shown, log_at, failing_since = 0, 0.0, None
     while True:
-        ended = client.get_job_status(submission)
-        text = client.get_job_logs(submission)
-        for line in text[shown:].splitlines():
-            print(plain(line), file=sys.stderr)
-        shown = len(text)
-        if ended.is_terminal():
-            return str(ended.value)
+        text = None
+        try:
+            status = client.get_job_status(submission)
+            if not status.is_terminal():
+                failing_since = None  # how it ends will be known, with its log or without
+            if status.is_terminal() or time.monotonic() >= log_at:
+                text = client.get_job_logs(submission)
+        except (RuntimeError, OSError) as error:  # of Ray, and of its HTTP client
+            failing_since = failing_since or time.monotonic()
+            if time.monotonic() - failing_since > UNANSWERED_S:
+                return _given_up(client, submission, status, error)
+        if text is not None:
+            for line in text[shown:].splitlines():
+                print(plain(line), file=sys.stderr)
+            shown, log_at = len(text), time.monotonic() + LOG_POLL_S
+            if status.is_terminal():
+                return str(status.value)
         time.sleep(POLL_S)
+
+
+def _given_up(client: Any, submission: str, status: Any, error: Exception) -> str:
+    """The status, if that is of a job that has ended. Raises `CommandError` for one that may go on."""
+    look = f"ray job logs {submission} --follow --address {address_of(client)}"
+    if status is not None and status.is_terminal():
+        say(f"the rest of its log does not come: {_last_line(error)}; try: {look}")
+        return str(status.value)
+    raise CommandError(
+        f"{address_of(client)} has not answered for {UNANSWERED_S:g} s: {_last_line(error)}; the job goes on. To look"
+        f" at it: ray job status {submission} --address {address_of(client)}, or {look}",
+        Exit.UNAVAILABLE,
+    ) from error
 
 
 def _last_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ import typer
 from jobs.cli.exits import CommandError, Exit
 from jobs.cli.local import Place, Storage, check_place, storage_or_default, train_at
 from jobs.cli.output import Format, emit, emit_data, plain, say, service_url
+from jobs.cli.retry import Retry
 from jobs.cli.service import Url, connect
 
 if TYPE_CHECKING:
@@ -175,9 +176,10 @@ def _be_fair(asked: Study, trials: list[Trial], facts: _Facts) -> None:
 
 def _submitted(trials: list[Trial], url: str | None) -> int:
     """Every job under a key of its own: those that are there already stay as they are."""
+    retry = Retry()
     with connect(url) as client:
         for trial in trials:
-            emit(client.submit(trial.spec, key=f"study/{trial.job_id}").id)
+            emit(retry(partial(client.submit, trial.spec, key=f"study/{trial.job_id}")).id)
     study_name = trials[0].spec.labels["study"]
     say(f"next: codistill list --label study={study_name} | the page: {url or service_url()}/studies/{study_name}")
     return Exit.DONE

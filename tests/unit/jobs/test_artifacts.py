@@ -16,7 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from codistill.run_dir import RunDir, write_json
+from jobs import cli
 from jobs.artifacts import artifacts_of
+from jobs.cli.exits import Exit
 from jobs.client import Client, DownloadDiffers
 from jobs.status import State
 from tests.unit.jobs.test_api import Service, problem
@@ -203,7 +205,9 @@ def test_who_has_no_such_job(served: tuple[Service, str]) -> None:
     problem(service.http.get("/api/v1/jobs/job-aaaaaa/artifacts/export/x"), 404, "no_such_job")
 
 
-def test_the_client_writes_whole_files_and_checks_them(tmp_path: Path) -> None:
+def test_whole_files_are_written_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     server = Server(tmp_path)
     try:
         with Client(server.url) as client:
@@ -220,5 +224,9 @@ def test_the_client_writes_whole_files_and_checks_them(tmp_path: Path) -> None:
             with pytest.raises(DownloadDiffers, match="try again"):
                 client.download(job_id, {**model, "sha256": "0" * 64}, tmp_path / "bad" / "model")
             assert os.listdir(tmp_path / "bad") == []
+            others = [{**model, "sha256": "0" * 64}]
+            monkeypatch.setattr(Client, "artifacts", lambda _self, _job_id: others)
+            code = cli.run(["export", job_id, str(tmp_path / "bad"), "--url", server.url])
+            assert (code, "try again" in capsys.readouterr().err) == (Exit.UNAVAILABLE, True)
     finally:
         server.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import stat
 import threading
@@ -92,7 +93,52 @@ def test_what_a_killed_service_left_in_its_log_is_kept_beside(tmp_path: Path) ->
     store.close()
     kept = put_back(tmp_path / "copy", killed / "jobs.db")
     assert kept is not None
-    assert (jobs_in(kept), jobs_in(killed / "jobs.db")) == (2, 1)
+    assert (jobs_in(kept.path), jobs_in(killed / "jobs.db"), kept.as_it_was) == (2, 1, False)
+
+
+@pytest.mark.parametrize("is_a_store", [True, False])
+def test_a_damaged_store_gives_way_and_is_kept_as_it_was(call_at_home: Call, tmp_path: Path, is_a_store: bool) -> None:
+    path = tmp_path / "home" / "service" / "jobs.db"
+    path.parent.mkdir(parents=True)
+    store = open_store(path)
+    store.create(JobSpec())
+    assert call_at_home("backup", str(tmp_path / "copy"))[0] == 0
+    store.close()
+    files = {"": damaged(path.read_bytes()) if is_a_store else b"text " * 1000, "-wal": b"what was", "-shm": b"in use"}
+    for ending, data in files.items():
+        path.with_name(path.name + ending).write_bytes(data)
+    code, _, err = call_at_home("restore", str(tmp_path / "copy"), "--yes")
+    assert (code, "has 1 jobs now" in err, "files as they were" in err) == (0, True, True)
+    assert jobs_in(path) == 1
+    (before,) = path.parent.glob("jobs.db.before-*[0-9]")
+    assert f"is in {before}" in err
+    kept = {ending: before.with_name(before.name + ending).read_bytes() for ending in ("", "-wal")}
+    assert kept == {ending: files[ending] for ending in kept}
+    assert sorted(path.name for path in path.parent.glob("jobs.db-*")) == []
+
+
+def test_a_service_whose_command_was_killed_is_noticed(call_at_home: Call, tmp_path: Path) -> None:
+    path = tmp_path / "home" / "service" / "jobs.db"
+    path.parent.mkdir(parents=True)
+    store = open_store(path)
+    assert call_at_home("backup", str(tmp_path / "copy"))[0] == 0
+    store.create(JobSpec())
+    assert store.lease.acquire("manager", 30.0) is not None
+    code, _, err = call_at_home("restore", str(tmp_path / "copy"), "--yes")
+    assert (code, jobs_in(path)) == (3, 1)
+    assert "end it with codistill down" in err
+    assert re.search(r"wait (29|30) s", err)
+    store.lease.release("manager")
+    store.close()
+    assert call_at_home("restore", str(tmp_path / "copy"), "--yes")[0] == 0
+    assert jobs_in(path) == 0
+
+
+def damaged(store: bytes) -> bytes:
+    data = bytearray(store)
+    for page in range(8192, len(data), 4096):
+        data[page : page + 64] = b"\xff" * 64
+    return bytes(data)
 
 
 def test_what_is_no_backup_changes_nothing(call_at_home: Call, tmp_path: Path) -> None:
@@ -105,10 +151,7 @@ def test_what_is_no_backup_changes_nothing(call_at_home: Call, tmp_path: Path) -
     with sqlite3.connect(tmp_path / "other") as other:
         other.execute("CREATE TABLE x (y)")
     (tmp_path / "text").write_text("text " * 1000)
-    damaged = bytearray(before)
-    for page in range(8192, len(damaged), 4096):
-        damaged[page : page + 64] = b"\xff" * 64
-    (tmp_path / "damaged").write_bytes(damaged)
+    (tmp_path / "damaged").write_bytes(damaged(before))
     for name in ("other", "text", "damaged", "missing"):
         with pytest.raises(StoreError, match=name):
             put_back(tmp_path / name, path)

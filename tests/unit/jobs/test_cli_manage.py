@@ -14,7 +14,7 @@ import yaml
 from codistill.spec import JobSpec
 from jobs import cli
 from jobs.callers import Caller, Scope
-from jobs.cli import manage
+from jobs.cli import manage, retry
 from jobs.cli.exits import CommandError
 from jobs.cli.service import labels_of, since_when
 from jobs.client import Client, ServiceRefused
@@ -109,7 +109,9 @@ def test_prune_shows_first_and_keeps_what_is_to_be_kept(service: Server, call: C
     assert [row.action for row in service.store.audit(ended[0].id)] == ["submit", "delete"]
 
 
-def test_prune_waits_where_the_service_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prune_waits_where_the_service_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked: list[str] = []
     slept: list[float] = []
 
@@ -123,10 +125,11 @@ def test_prune_waits_where_the_service_asks_for_it(monkeypatch: pytest.MonkeyPat
             if job_id == "d":
                 raise ServiceRefused(409, "still_needed", "another job goes on from it")
 
-    monkeypatch.setattr(manage.time, "sleep", slept.append)
+    monkeypatch.setattr(retry.time, "sleep", slept.append)
     slow: Any = Slow()
     assert manage._delete_all(slow, ["a", "b", "c", "d", "e"]) == 3
     assert (asked, slept) == (["a", "b", "b", "c", "d", "e"], [6.0])
+    assert capsys.readouterr().err.count("waiting") == 1
 
 
 def test_usage_is_printed_by_owner(service: Server, call: Call) -> None:

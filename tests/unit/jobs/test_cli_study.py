@@ -13,9 +13,11 @@ import pytest
 from codistill.run_dir import RunDir
 from codistill.spec import JobSpec
 from codistill.study import load_study, trials_of
-from jobs.cli import ray_job
+from jobs.cli import ray_job, retry
 from jobs.cli import study as verb
 from jobs.cli.exits import Exit
+from jobs.client import Client, RemoteJob, ServiceRefused
+from jobs.status import State
 from tests.ended_runs import ended_run
 from tests.support import SMALL
 from tests.unit.jobs.conftest import Call
@@ -92,6 +94,33 @@ def test_jobs_go_one_by_one_to_the_ray_that_is_named_and_print_nothing_into_the_
     assert (code, out) == (Exit.JOB_FAILED, "")
     assert asked == [("http://head:8265", f"tiny-{arm}-1", 1) for arm in ("solo", "pair")]
     assert "tiny-pair-1 is submitted" in error
+
+
+def test_submitting_waits_until_the_service_takes_more(
+    file: Path, call_at_home: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    too_often = ServiceRefused(429, "too_many_requests", "this token asks too often; wait 6 s", retry_after_s=6.0)
+    full = ServiceRefused(429, "queue_full", "100 jobs of ann wait; wait, or cancel one", retry_after_s=10.0)
+    answers: list[Exception | None] = [None, too_often, None, too_often, full, full, None]
+    submitted: list[str] = []
+    slept: list[float] = []
+
+    def submit(_self: Client, spec: JobSpec, *, key: str) -> RemoteJob:
+        refused = answers.pop(0) if answers else ServiceRefused(503, "store_unavailable", "the store does not answer")
+        if refused is not None:
+            raise refused
+        submitted.append(key)
+        return RemoteJob(f"job-{len(submitted)}", State.QUEUED, None, {})
+
+    monkeypatch.setattr(Client, "submit", submit)
+    monkeypatch.setattr(retry.time, "sleep", slept.append)
+    value = json.loads(file.read_text())
+    file.write_text(json.dumps({**value, "unequal": "name", "seeds": [1, 2]}))
+    code, out, error = call_at_home("study", str(file), "--submit")
+    assert submitted == ["study/tiny-solo-1", "study/tiny-pair-1", "study/tiny-solo-2"]
+    assert slept == [6.0, 6.0, 10.0, 10.0]
+    assert (error.count("asks too often"), error.count("100 jobs of ann wait")) == (1, 1)
+    assert (code, out.split()) == (Exit.UNAVAILABLE, ["job-1", "job-2", "job-3"]), "what names no time is told at once"
 
 
 def test_a_place_that_is_not_there_is_refused_first(file: Path, tmp_path: Path, call_at_home: Call) -> None:

@@ -16,9 +16,9 @@ from starlette.testclient import TestClient
 
 from codistill.records import METRICS, Recorder
 from codistill.run_dir import RunDir
-from jobs import wire
+from jobs import patience, wire
 from jobs.async_client import AsyncClient
-from jobs.client import Client, ServiceUnreachable
+from jobs.client import Client, ServiceRefused, ServiceUnreachable
 from jobs.logs import read_log
 from jobs.media import ARROW
 from jobs.routes import build_api
@@ -178,6 +178,8 @@ class Told:
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
+        if isinstance(answer, httpx2.Response):
+            return answer
         if isinstance(answer, str):
             return httpx2.Response(200, json={"id": "j", "status": {"state": answer, "reason": None}})
         offset, chunks = answer
@@ -202,7 +204,7 @@ def follow_with_both(monkeypatch: pytest.MonkeyPatch, script: Any, **options: An
     async def again() -> None:
         async def answer(request: httpx2.Request) -> httpx2.Response:
             found = waiting(request)
-            if "logs" not in str(request.url):
+            if "logs" not in str(request.url) or found.is_error:
                 return found
             pieces = iter(found.stream)  # type: ignore[arg-type]
 
@@ -251,8 +253,30 @@ def test_a_service_that_only_ever_breaks_off_is_given_up(monkeypatch: pytest.Mon
     def script() -> list[Any]:
         return ["RUNNING", httpx2.ConnectError("no")] * 99
 
+    monkeypatch.setattr(patience, "UNANSWERED_S", 0.0)
     with pytest.raises(ServiceUnreachable, match="no service answers"):
         follow_with_both(monkeypatch, script)
+
+
+def test_a_service_that_is_away_between_two_answers_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def script() -> list[Any]:
+        gone, starting = httpx2.ConnectError("no"), httpx2.Response(404, text="Path '/api' not found")
+        too_often = httpx2.Response(429, headers={"Retry-After": "0"}, json={"code": "c", "detail": "wait 0 s"})
+        return [
+            "RUNNING", (0, iter([b"a\n"])),
+            gone, gone, starting, "RUNNING", too_often, "RUNNING", gone, "RUNNING", (2, iter([b"b\n"])),
+            gone, "SUCCEEDED", starting, "SUCCEEDED", (4, iter([b"end\n"])),
+        ]  # fmt: skip
+
+    assert "".join(follow_with_both(monkeypatch, script)[0]) == "a\nb\nend\n"
+
+
+@pytest.mark.parametrize("first", [httpx2.ConnectError("no"), httpx2.Response(404, text="Path '/api' not found")])
+def test_an_address_where_nothing_has_answered_yet_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, first: Exception | httpx2.Response
+) -> None:
+    with pytest.raises((ServiceUnreachable, ServiceRefused)):
+        follow_with_both(monkeypatch, lambda: [first])
 
 
 # ---------------------------------------------------------------- Arrow
