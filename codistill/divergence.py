@@ -20,7 +20,7 @@ class Pulled:
     loss: Tensor
     """A scalar, unweighted."""
     target: Tensor
-    """Log-probabilities [..., classes], at the temperature; without gradient."""
+    """Log-probabilities [..., classes] at temperature 1, whatever that of the term; without gradient."""
     heard: Tensor | None = None
     """Of which samples [N] any teacher has a word; None where each has one on all."""
 
@@ -57,7 +57,8 @@ def pull(
             loss = losses.reverse_kl_divergence(target, student, temperature=temperature, shares=shares)
         case _:
             assert_never(divergence)
-    return Pulled(loss, target, heard)
+    plain = target if temperature == 1 else combine.mean_probabilities(teachers, weights=weights).detach()
+    return Pulled(loss, plain, heard)
 
 
 def _weights_and_shares(
@@ -80,8 +81,10 @@ def attended(teachers: Sequence[Tensor], student: Tensor, attention: Tensor, *, 
     student's. Gradient goes to the student's logits and to the attention, else that would never learn (OKDDip, Chen et
     al. 2020); what teachers say is detached."""
     heard = [logits.detach() for logits in teachers]
-    target = combine.mean_probabilities(heard, temperature=temperature, weights=attention.movedim(-1, 0))
-    return Pulled(losses.kl_divergence(target, student, temperature=temperature, through=True), target.detach())
+    weights = attention.movedim(-1, 0)
+    target = combine.mean_probabilities(heard, temperature=temperature, weights=weights)
+    plain = target if temperature == 1 else combine.mean_probabilities(heard, weights=weights)
+    return Pulled(losses.kl_divergence(target, student, temperature=temperature, through=True), plain.detach())
 
 
 def by_labels(
