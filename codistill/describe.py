@@ -68,18 +68,20 @@ class Memory:
 
 def describe(spec: JobSpec) -> dict[str, Any]:
     """What a job of this spec trains, sends and takes: each replica of it, or where they differ, the first, but for
-    memory and bytes received, which are the most that any takes, and `replicas`, the facts of each.
+    memory, teachers and bytes received, which are the most that any has, and `replicas`, the facts of each.
 
     Raises `RecipeUnavailable`, and `ValueError` for options that a recipe does not take, or a recipe that has not what
     the method needs.
     """
-    everyone = range(spec.replicas.count)
-    if not spec.recipes:
-        return facts_of(spec, max(everyone, key=lambda replica: len(peers_of(spec, replica))))
-    each = [facts_of(spec, replica) for replica in everyone]
+    # Of one recipe all that makes a difference is how many a replica hears.
+    alike = [replica if spec.recipes else len(peers_of(spec, replica)) for replica in range(spec.replicas.count)]
+    found = {key: facts_of(spec, alike.index(key)) for key in dict.fromkeys(alike)}
+    each = [found[key] for key in alike]
+    if all(one == each[0] for one in each):
+        return each[0]
     most = {
         "memory_bytes_per_rank": max((one["memory_bytes_per_rank"] for one in each), key=lambda one: one["total"]),
-        "bytes_received_per_exchange": max(one["bytes_received_per_exchange"] for one in each),
+        **{what: max(one[what] for one in each) for what in ("teachers_per_replica", "bytes_received_per_exchange")},
     }
     return {**each[0], **most, "replicas": each}
 

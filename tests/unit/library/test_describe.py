@@ -15,7 +15,9 @@ from torch import nn
 from codistill import describe as module
 from codistill.data.split import TensorSplit
 from codistill.describe import describe, main
+from codistill.price import estimate
 from codistill.recipes.own import OwnRecipe
+from codistill.study.effort import Effort, effort_of
 from tests.support import SMALL, new_run, run_in_turns, small_spec
 
 
@@ -48,6 +50,24 @@ def test_bytes_of_predictions_are_those_that_travel(form: str, tmp_path: Path) -
     assert facts["phases"] == plain["phases"]
     held = {"dense": 36, "top_k": 30, "sampled": 21}
     assert facts["memory_bytes_per_rank"]["teachers"] == 2 * 9 * 16 * held[form]
+
+
+def test_where_not_all_hear_as_many_each_has_facts_of_its_own(tmp_path: Path) -> None:
+    one_way = {"topology": {"kind": "explicit", "teachers": [[], [0, 2], [0]]}}
+    spec = small_spec(replicas={"count": 3}, exchange=one_way)
+    facts, plain = describe(spec), describe(small_spec(method={"kind": "solo"}))
+    each = facts["replicas"]
+    assert [one["teachers_per_replica"] for one in (*each, facts)] == [0, 2, 1, 2]
+    assert each[0]["phases"] == facts["phases"] == plain["phases"]
+    results = run_in_turns(new_run(tmp_path, spec))
+    received = [results[replica]["bytes_received"] for replica in range(3)]
+    assert [5 * one["bytes_received_per_exchange"] for one in (*each, facts)] == [*received, received[1]]
+    assert estimate(spec, facts, [])["bytes_received"] == sum(received)
+    forward = 16 * plain["forward_flops_per_sample"]
+    own = plain["phases"]["train"]["flops_per_step"]
+    assert effort_of(spec, facts) == Effort(3 * 12 * 16, "samples", 3 * 12 * own + (12 - 3) * 3 * forward)
+    assert facts["memory_bytes_per_rank"] == each[1]["memory_bytes_per_rank"]
+    assert "replicas" not in describe(small_spec(replicas={"count": 3}))
 
 
 def test_replicas_that_are_averaged_have_peers_but_no_teachers(tmp_path: Path) -> None:
