@@ -123,7 +123,7 @@ def facts_of(spec: JobSpec, replica: int) -> dict[str, Any]:
         "taps": {name: list(tap.shape[1:]) for name, tap in as_outputs(model(example_of(recipe, 2))).items()},
         "teachers_per_replica": len(teachers),
         "bytes_per_snapshot": snapshot,
-        "bytes_received_per_exchange": received,
+        "bytes_received_per_exchange": spec.replicas.ranks * received,
         "gradient_bytes_per_step": all_reduce_bytes(costs[TRAIN].gradients_bytes, spec.replicas.ranks),
         "forward_flops_per_sample": forward_flops(model, recipe.example(1)),
         "phases": {

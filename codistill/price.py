@@ -106,9 +106,10 @@ def estimate(
     """
     known: Mapping[str, Any] = {} if isinstance(facts, str) else facts
     steps = max(0, spec.total_steps - steps_done)
-    received = known.get("bytes_received_per_exchange")
-    received_by_all = sum(one.get("bytes_received_per_exchange", 0) for one in facts_of_each(spec, known))
-    exchanges = exchanges_of(spec, steps_done)
+    received, exchanges = known.get("bytes_received_per_exchange"), exchanges_of(spec, steps_done)
+    every = facts_of_each(spec, known)
+    snapshots = exchanges * sum(one.get("bytes_received_per_exchange", 0) for one in every)
+    gradients = steps * sum(one.get("gradient_bytes_per_step", 0) for one in every)
     memory: Mapping[str, int] = known.get("memory_bytes_per_rank", {})
     unknown = [f"sizes: {facts}"] if isinstance(facts, str) else []
     if spec.on_cuda:
@@ -122,7 +123,7 @@ def estimate(
         "steps": steps,
         "exchanges": exchanges,
         "bytes_per_exchange": received,
-        "bytes_received": None if received is None else exchanges * received_by_all,
+        "bytes_received": None if received is None else snapshots + gradients,
         "controls_steps": len(spec.controls) * spec.training.steps,
         "speeds": [_speed(spec, steps, known, on, runs) for on, runs in _by_hardware(past).items()],
         "unknown": unknown,

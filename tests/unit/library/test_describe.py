@@ -85,11 +85,13 @@ def test_replicas_that_are_averaged_have_peers_but_no_teachers(tmp_path: Path) -
     assert plain["memory_bytes_per_rank"]["outgoing"] == 0
 
 
-def test_gradients_among_ranks_are_what_a_ring_sends() -> None:
+def test_gradients_among_ranks_are_what_a_ring_sends_and_each_rank_fetches() -> None:
     """Each of n ranks sends 2 (n - 1) / n of the gradients."""
-    facts = describe(small_spec(replicas={"ranks": 4}))
+    facts, alone = describe(small_spec(replicas={"ranks": 4})), describe(small_spec())
     assert facts["gradient_bytes_per_step"] == 4 * (2 * 3 / 4) * 4 * facts["parameters"]
-    assert describe(small_spec())["gradient_bytes_per_step"] == 0
+    assert alone["gradient_bytes_per_step"] == 0
+    assert facts["bytes_per_snapshot"] == alone["bytes_per_snapshot"]
+    assert facts["bytes_received_per_exchange"] == 4 * alone["bytes_received_per_exchange"]
 
 
 def test_memory_and_work_of_a_small_net_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
