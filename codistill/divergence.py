@@ -113,25 +113,24 @@ def advantage(
     *,
     present: Tensor | None = None,
     log_labels: Sequence[Tensor] | None = None,
+    add_up: combine.AddUp = combine.of_one,
 ) -> Tensor:
     """By how much each of m teachers knows the labels [...] better than the student: the student's cross-entropy less
     the teacher's, in nats, [m]; without gradient. With `present` [m, N], on the samples that the teacher has a word on,
     and 0 where there are none. With `log_labels`, m of [...], those are the teachers' log-probabilities of the labels,
-    whatever `teachers` say of them: an estimate from draws is right in the mean, but its logarithm is not."""
+    whatever `teachers` say of them: an estimate from draws is right in the mean, but its logarithm is not. `add_up` is
+    as for `combine.linear`: the mean is then over all parts of the batch."""
     with torch.no_grad():
-        if present is None:
-            known = [labels] * len(teachers)
-            own = losses.cross_entropy(student, labels)
-        else:
-            absent = ~present.reshape(*present.shape, *(1,) * (labels.dim() - 1))
-            known = [labels.masked_fill(missing, losses.IGNORED) for missing in absent]
-            own = torch.stack([losses.cross_entropy(student, its) for its in known])
         if log_labels is None:
-            theirs = [losses.cross_entropy(teacher, its) for teacher, its in zip(teachers, known, strict=True)]
+            theirs = torch.stack([losses.nats(teacher, labels) for teacher in teachers])
         else:
-            theirs = [losses.told_cross_entropy(told, its) for told, its in zip(log_labels, known, strict=True)]
-        each = own - torch.stack(theirs)
-        return each if present is None else each.where(present.any(1), 0.0)
+            theirs = -torch.stack(list(log_labels))
+        known = (labels != losses.IGNORED).expand(theirs.shape)
+        if present is not None:
+            known = known & present.reshape(*present.shape, *(1,) * (labels.dim() - 1))
+        better = (losses.nats(student, labels) - theirs).masked_fill(~known, 0.0)
+        nats, count = add_up(torch.stack([one.flatten(1).sum(1) for one in (better, known.to(better.dtype))]))
+        return nats / count.clamp(min=1)
 
 
 def diversity(logits: Sequence[Tensor]) -> Tensor:

@@ -151,7 +151,8 @@ class JobSpec(Spec):
                 f" training.accumulate ({self.replicas.ranks} x {training.accumulate} = {shares}), which share it"
             )
         target = self.method.target if isinstance(self.method, Codistillation | Kdcl) else None
-        if target is not None and (problem := why_not_cut(target, accumulate=training.accumulate)) is not None:
+        guard = isinstance(self.method, Codistillation) and self.method.harm_guard
+        if (problem := why_not_cut(target, accumulate=training.accumulate, harm_guard=guard)) is not None:
             raise ValueError(problem)
         if training.batch_size == shares and isinstance(self.method, NORMALISED):
             raise ValueError(
