@@ -39,7 +39,8 @@ def spec_of(run: RunDir, spec: JobSpec, index: int, arm: Arm) -> JobSpec:
 
 
 def strength_of_teachers(run: RunDir, index: int) -> float:
-    """What the teachers of the job's replica `index` took off the label, 0 to 1: the mean over its logged steps.
+    """What the teachers of the job's replica `index` took off the label at temperature 1, at which labels are smoothed,
+    0 to 1: the mean over its logged steps.
 
     Raises `NobodyHeard` when it has logged no step with a teacher.
     """

@@ -68,18 +68,20 @@ class Memory:
 
 def describe(spec: JobSpec) -> dict[str, Any]:
     """What a job of this spec trains, sends and takes: each replica of it, or where they differ, the first, but for
-    memory and bytes received, which are the most that any takes, and `replicas`, the facts of each.
+    memory, teachers and bytes received, which are the most that any has, and `replicas`, the facts of each.
 
     Raises `RecipeUnavailable`, and `ValueError` for options that a recipe does not take, or a recipe that has not what
     the method needs.
     """
-    everyone = range(spec.replicas.count)
-    if not spec.recipes:
-        return facts_of(spec, max(everyone, key=lambda replica: len(peers_of(spec, replica))))
-    each = [facts_of(spec, replica) for replica in everyone]
+    # Of one recipe all that makes a difference is how many a replica hears.
+    alike = [replica if spec.recipes else len(peers_of(spec, replica)) for replica in range(spec.replicas.count)]
+    found = {key: facts_of(spec, alike.index(key)) for key in dict.fromkeys(alike)}
+    each = [found[key] for key in alike]
+    if all(one == each[0] for one in each):
+        return each[0]
     most = {
         "memory_bytes_per_rank": max((one["memory_bytes_per_rank"] for one in each), key=lambda one: one["total"]),
-        "bytes_received_per_exchange": max(one["bytes_received_per_exchange"] for one in each),
+        **{what: max(one[what] for one in each) for what in ("teachers_per_replica", "bytes_received_per_exchange")},
     }
     return {**each[0], **most, "replicas": each}
 
@@ -121,7 +123,7 @@ def facts_of(spec: JobSpec, replica: int) -> dict[str, Any]:
         "taps": {name: list(tap.shape[1:]) for name, tap in as_outputs(model(example_of(recipe, 2))).items()},
         "teachers_per_replica": len(teachers),
         "bytes_per_snapshot": snapshot,
-        "bytes_received_per_exchange": received,
+        "bytes_received_per_exchange": spec.replicas.ranks * received,
         "gradient_bytes_per_step": all_reduce_bytes(costs[TRAIN].gradients_bytes, spec.replicas.ranks),
         "forward_flops_per_sample": forward_flops(model, recipe.example(1)),
         "phases": {

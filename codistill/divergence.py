@@ -20,7 +20,7 @@ class Pulled:
     loss: Tensor
     """A scalar, unweighted."""
     target: Tensor
-    """Log-probabilities [..., classes], at the temperature; without gradient."""
+    """Log-probabilities [..., classes] at temperature 1, whatever that of the term; without gradient."""
     heard: Tensor | None = None
     """Of which samples [N] any teacher has a word; None where each has one on all."""
 
@@ -57,7 +57,8 @@ def pull(
             loss = losses.reverse_kl_divergence(target, student, temperature=temperature, shares=shares)
         case _:
             assert_never(divergence)
-    return Pulled(loss, target, heard)
+    plain = target if temperature == 1 else combine.mean_probabilities(teachers, weights=weights).detach()
+    return Pulled(loss, plain, heard)
 
 
 def _weights_and_shares(
@@ -80,8 +81,10 @@ def attended(teachers: Sequence[Tensor], student: Tensor, attention: Tensor, *, 
     student's. Gradient goes to the student's logits and to the attention, else that would never learn (OKDDip, Chen et
     al. 2020); what teachers say is detached."""
     heard = [logits.detach() for logits in teachers]
-    target = combine.mean_probabilities(heard, temperature=temperature, weights=attention.movedim(-1, 0))
-    return Pulled(losses.kl_divergence(target, student, temperature=temperature, through=True), target.detach())
+    weights = attention.movedim(-1, 0)
+    target = combine.mean_probabilities(heard, temperature=temperature, weights=weights)
+    plain = target if temperature == 1 else combine.mean_probabilities(heard, weights=weights)
+    return Pulled(losses.kl_divergence(target, student, temperature=temperature, through=True), plain.detach())
 
 
 def by_labels(
@@ -110,25 +113,24 @@ def advantage(
     *,
     present: Tensor | None = None,
     log_labels: Sequence[Tensor] | None = None,
+    add_up: combine.AddUp = combine.of_one,
 ) -> Tensor:
     """By how much each of m teachers knows the labels [...] better than the student: the student's cross-entropy less
     the teacher's, in nats, [m]; without gradient. With `present` [m, N], on the samples that the teacher has a word on,
     and 0 where there are none. With `log_labels`, m of [...], those are the teachers' log-probabilities of the labels,
-    whatever `teachers` say of them: an estimate from draws is right in the mean, but its logarithm is not."""
+    whatever `teachers` say of them: an estimate from draws is right in the mean, but its logarithm is not. `add_up` is
+    as for `combine.linear`: the mean is then over all parts of the batch."""
     with torch.no_grad():
-        if present is None:
-            known = [labels] * len(teachers)
-            own = losses.cross_entropy(student, labels)
-        else:
-            absent = ~present.reshape(*present.shape, *(1,) * (labels.dim() - 1))
-            known = [labels.masked_fill(missing, losses.IGNORED) for missing in absent]
-            own = torch.stack([losses.cross_entropy(student, its) for its in known])
         if log_labels is None:
-            theirs = [losses.cross_entropy(teacher, its) for teacher, its in zip(teachers, known, strict=True)]
+            theirs = torch.stack([losses.nats(teacher, labels) for teacher in teachers])
         else:
-            theirs = [losses.told_cross_entropy(told, its) for told, its in zip(log_labels, known, strict=True)]
-        each = own - torch.stack(theirs)
-        return each if present is None else each.where(present.any(1), 0.0)
+            theirs = -torch.stack(list(log_labels))
+        known = (labels != losses.IGNORED).expand(theirs.shape)
+        if present is not None:
+            known = known & present.reshape(*present.shape, *(1,) * (labels.dim() - 1))
+        better = (losses.nats(student, labels) - theirs).masked_fill(~known, 0.0)
+        nats, count = add_up(torch.stack([one.flatten(1).sum(1) for one in (better, known.to(better.dtype))]))
+        return nats / count.clamp(min=1)
 
 
 def diversity(logits: Sequence[Tensor]) -> Tensor:

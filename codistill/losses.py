@@ -20,9 +20,10 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(_flat(logits), labels.reshape(-1), ignore_index=IGNORED)
 
 
-def told_cross_entropy(log_labels: Tensor, labels: Tensor) -> Tensor:
-    """`cross_entropy` of one of whom nothing is known but the log-probabilities `log_labels` [...] of the labels."""
-    return -_mean(log_labels, labels != IGNORED)
+def nats(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each position its term of `cross_entropy`, [...], 0 where there is no label."""
+    each = F.cross_entropy(_flat(logits), labels.reshape(-1), ignore_index=IGNORED, reduction="none")
+    return each.reshape(labels.shape)
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:

@@ -106,8 +106,10 @@ def estimate(
     """
     known: Mapping[str, Any] = {} if isinstance(facts, str) else facts
     steps = max(0, spec.total_steps - steps_done)
-    received = known.get("bytes_received_per_exchange")
-    exchanges = exchanges_of(spec, steps_done)
+    received, exchanges = known.get("bytes_received_per_exchange"), exchanges_of(spec, steps_done)
+    every = facts_of_each(spec, known)
+    snapshots = exchanges * sum(one.get("bytes_received_per_exchange", 0) for one in every)
+    gradients = steps * sum(one.get("gradient_bytes_per_step", 0) for one in every)
     memory: Mapping[str, int] = known.get("memory_bytes_per_rank", {})
     unknown = [f"sizes: {facts}"] if isinstance(facts, str) else []
     if spec.on_cuda:
@@ -121,7 +123,7 @@ def estimate(
         "steps": steps,
         "exchanges": exchanges,
         "bytes_per_exchange": received,
-        "bytes_received": None if received is None else exchanges * _received_by_all(spec, known),
+        "bytes_received": None if received is None else snapshots + gradients,
         "controls_steps": len(spec.controls) * spec.training.steps,
         "speeds": [_speed(spec, steps, known, on, runs) for on, runs in _by_hardware(past).items()],
         "unknown": unknown,
@@ -138,10 +140,9 @@ def node_bytes(spec: JobSpec, memory: Mapping[str, int]) -> int | None:
     return PROCESS_BYTES + held + sum(memory.get(part, 0) for part in _SAVED)
 
 
-def _received_by_all(spec: JobSpec, facts: Mapping[str, Any]) -> int:
-    """Bytes in one exchange."""
-    each: Sequence[Mapping[str, int]] = facts.get("replicas") or [facts] * spec.replicas.count
-    return sum(one["bytes_received_per_exchange"] for one in each)
+def facts_of_each(spec: JobSpec, facts: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Of each replica of the job, what `codistill.describe` says."""
+    return facts.get("replicas") or [facts] * spec.replicas.count
 
 
 def exchanges_of(spec: JobSpec, steps_done: int = 0) -> int:
@@ -166,7 +167,7 @@ def _by_hardware(past: Sequence[PastRun]) -> dict[str, list[PastRun]]:
 def _speed(
     spec: JobSpec, steps: int, facts: Mapping[str, Any], hardware: str, runs: Sequence[PastRun]
 ) -> dict[str, Any]:
-    per_control = spec.training.steps * share_without_teachers(facts)
+    per_control = spec.training.steps * share_without_teachers(spec, facts)
     controls_s = [len(spec.controls) * per_control * run.step_s for run in runs]
     whole_s = [run.other_s + steps * run.step_s + more for run, more in zip(runs, controls_s, strict=True)]
     return {
@@ -179,10 +180,12 @@ def _speed(
     }
 
 
-def share_without_teachers(facts: Mapping[str, Any]) -> float:
-    """What part of a step's work is left without teachers, by floating-point operations; 1 where nothing is known."""
-    phase: Mapping[str, float] = facts.get("phases", {}).get("train", {})
-    own, teachers = phase.get("flops_per_step", 0.0), phase.get("teachers_flops_per_step", 0.0)
+def share_without_teachers(spec: JobSpec, facts: Mapping[str, Any]) -> float:
+    """What part of a step's work, that of all replicas, is left without teachers, by floating-point operations; 1 where
+    nothing is known."""
+    phases = [one.get("phases", {}).get("train", {}) for one in facts_of_each(spec, facts)]
+    own = sum(phase.get("flops_per_step", 0.0) for phase in phases)
+    teachers = sum(phase.get("teachers_flops_per_step", 0.0) for phase in phases)
     return own / (own + teachers) if own else 1.0
 
 

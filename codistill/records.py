@@ -53,8 +53,8 @@ LEDGER = pa.schema(
 """One row per step and teacher heard in it (verdict `accepted`), one per snapshot refused, and one per step that found
 nobody to learn from (`nobody`): every step after burn-in has a row of the incarnation that made it.
 
-`step` is the index of the step (updates completed before it). `bytes_received` is not 0 only in the row where a
-snapshot is new. `lag_steps` is null where the peer's step was not known.
+`step` is the index of the step (updates completed before it). `bytes_received`, by all ranks together, is not 0 only in
+the row where a snapshot is new. `lag_steps` is null where the peer's step was not known.
 """
 
 

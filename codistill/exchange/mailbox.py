@@ -220,7 +220,7 @@ class Mailbox(Generic[Shown]):
         if shelf.every and before is not None and header.id.of == before.of:
             self.counters.missed += self._settings.rule.due_between(before.version, header.id.version)
         shelf.shown = header.id
-        received = header.num_bytes if is_new else 0
+        received = self._ranks.count * header.num_bytes if is_new else 0  # each rank has fetched it
         self.counters.bytes_received += received
         write_row(self._ledger, step, header, lag, received, Verdict.ACCEPTED)
         return Held(header, arrays, lag, offset, is_new, shelf.gate.quarantined)

@@ -28,7 +28,9 @@ class Counters:
     """What the exchange did so far; missing is counted, never swallowed."""
 
     bytes_sent: int = 0
+    """Of snapshots once each, whoever fetches them; of gradients by all ranks."""
     bytes_received: int = 0
+    """By all ranks, each of which fetches for itself."""
     rejected: int = 0
     """Snapshots that did not pass the gate, own and peers'."""
     unavailable: int = 0

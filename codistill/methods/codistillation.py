@@ -23,8 +23,8 @@ Where it is known by draws, gradients are right in the mean, and so is the logge
 it is too high by the entropy that draws lack.
 
 `distill/teacher_off_label` logs how strong the teachers are: the probability that they take off the label, in the mean
-over the batch, 0 where nobody has spoken; `distill/teacher_advantage` how much better than the student they know the
-labels, in nats, where they have.
+over the batch, at temperature 1, 0 where nobody has spoken; `distill/teacher_advantage` how much better than the
+student they know the labels, in nats, where they have.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from codistill.batch import Outputs
+from codistill.combine import of_one
 from codistill.divergence import Pulled, advantage, attended, by_labels, guarded, pull
 from codistill.phase import Step
 from codistill.recipes import Recipe, open_recipe
@@ -34,7 +35,9 @@ def pulled_by(method: Codistillation, student: Outputs, peers: Sequence[Outputs]
     # Of predictions that were exchanged, not every peer has one of every sample.
     present = torch.stack([peer["found"] for peer in peers]) if "found" in peers[0] else None
     told = [peer["log_labels"] for peer in peers] if "log_labels" in peers[0] else None
-    better = advantage(said, own, step.batch.y, present=present, log_labels=told)
+    # Who is trusted how far is the same on all ranks; where nobody asks, they need not wait for each other.
+    add_up = step.add_up if method.harm_guard else of_one
+    better = advantage(said, own, step.batch.y, present=present, log_labels=told, add_up=add_up)
     stats = {"distill/num_teachers": torch.tensor(float(len(peers))), "distill/teacher_advantage": better.mean()}
     if present is not None:
         stats |= coverage(present, torch.stack([peer["age_steps"] for peer in peers]))

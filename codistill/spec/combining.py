@@ -72,12 +72,14 @@ def why_nothing_to_attend(target: PeersTarget, *, most_heard: int) -> str | None
     )
 
 
-def why_not_cut(target: PeersTarget | CohortTarget, *, accumulate: int) -> str | None:
+def why_not_cut(target: PeersTarget | CohortTarget | None, *, accumulate: int, harm_guard: bool = False) -> str | None:
     """What keeps a batch from being trained on piece by piece for `target`, and what would be right; None when nothing
-    does. Ranks, which have their pieces at the same time, find one mixture together."""
-    if not isinstance(target, LinearTarget) or target.per == "sample" or accumulate == 1:
+    does. Ranks, which have their pieces at the same time, find one mixture, and one trust, together."""
+    if accumulate == 1:
         return None
-    return (
-        "method.target 'linear' has one mixture for the whole batch, which training.accumulate"
-        f" ({accumulate}) cuts; leave it at 1, or use method.target.per = 'sample'"
-    )
+    cuts = f"for the whole batch, which training.accumulate ({accumulate}) cuts; leave it at 1, or"
+    if harm_guard:
+        return f"method.harm_guard trusts a teacher more or less {cuts} leave out harm_guard"
+    if isinstance(target, LinearTarget) and target.per == "batch":
+        return f"method.target 'linear' has one mixture {cuts} use method.target.per = 'sample'"
+    return None

@@ -67,8 +67,8 @@ class JobSpec(Spec):
     controls: tuple[Control, ...] = Field(default=(), max_length=2)
     """Arms that the job trains as well, once its own replicas have ended well, with the same resources. Replica i of a
     control has the seeds, the data and the first weights of the job's replica i, and no teachers: `solo` is plain
-    training; `smoothing` is label smoothing of the job's weight and burn-in whose epsilon is what the teachers of
-    replica i took off the label in the mean over its logged steps."""
+    training; `smoothing` is label smoothing of the job's weight, its schedule and burn-in, whose epsilon is what the
+    teachers of replica i took off the label, at temperature 1, in the mean over its logged steps."""
     data: DataMode = SameSet()
     exchange: Exchange = Exchange()
     training: Training = Training()
@@ -151,7 +151,8 @@ class JobSpec(Spec):
                 f" training.accumulate ({self.replicas.ranks} x {training.accumulate} = {shares}), which share it"
             )
         target = self.method.target if isinstance(self.method, Codistillation | Kdcl) else None
-        if target is not None and (problem := why_not_cut(target, accumulate=training.accumulate)) is not None:
+        guard = isinstance(self.method, Codistillation) and self.method.harm_guard
+        if (problem := why_not_cut(target, accumulate=training.accumulate, harm_guard=guard)) is not None:
             raise ValueError(problem)
         if training.batch_size == shares and isinstance(self.method, NORMALISED):
             raise ValueError(
@@ -232,7 +233,12 @@ class JobSpec(Spec):
             return self.model_copy(update={"method": Solo(), "controls": ()})
         if epsilon is None:
             raise ValueError("control 'smoothing' needs epsilon, what the teachers took off the label")
-        method = LabelSmoothing(epsilon=epsilon, weight=self.method.weight, burn_in_steps=self.burn_in_steps)
+        method = LabelSmoothing(
+            epsilon=epsilon,
+            weight=self.method.weight,
+            weight_schedule=self.method.weight_schedule,
+            burn_in_steps=self.burn_in_steps,
+        )
         return self.model_copy(update={"method": method, "controls": ()})
 
 

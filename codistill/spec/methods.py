@@ -100,6 +100,8 @@ class LabelSmoothing(Spec):
     classes: of K, this is (K - 1) / K of theirs."""
     weight: float = Field(default=1.0, ge=0, le=1000)
     """Factor of the smoothed term, which is added to the loss on the labels; 0 gives the very run of `solo`."""
+    weight_schedule: WeightSchedule = Constant()
+    """Of the weight, from the burn-in on: its step 0 is the first in which the term is added."""
     burn_in_steps: int = Field(default=0, ge=0)
     """Steps on the labels alone before the term is added."""
 

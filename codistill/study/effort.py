@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from codistill.price import facts_of_each
 from codistill.spec import JobSpec
 
 TOLERANCE = 0.05
@@ -47,18 +48,22 @@ class Ratio:
 def effort_of(spec: JobSpec, facts: Mapping[str, Any]) -> Effort:
     """`facts` is what `codistill.describe` says of the spec."""
     samples = spec.total_steps * spec.training.batch_size * spec.replicas.count
-    flops = sum(_flops(spec, phase) for phase in facts["phases"].values())
-    return Effort(samples * int(facts["units_per_sample"]), str(facts["unit"]), flops * spec.replicas.count)
+    return Effort(samples * int(facts["units_per_sample"]), str(facts["unit"]), flops_by_step(spec, facts))
 
 
-def flops_by_step(spec: JobSpec, facts: Mapping[str, Any], step: int) -> float:
-    """Of all replicas until `step` steps are done, counted over all phases; teachers are heard from the burn-in on."""
+def flops_by_step(spec: JobSpec, facts: Mapping[str, Any], step: int | None = None) -> float:
+    """Of all replicas until `step` steps are done, all if left out, counted over all phases; teachers are heard from
+    the burn-in on."""
+    return sum(_flops_of_one(spec, one["phases"], step) for one in facts_of_each(spec, facts))
+
+
+def _flops_of_one(spec: JobSpec, phases: Mapping[str, Mapping[str, Any]], step: int | None) -> float:
     total, before = 0.0, 0
-    for phase in facts["phases"].values():
-        done = min(max(step - before, 0), phase["steps"])
+    for phase in phases.values():
+        done = phase["steps"] if step is None else min(max(step - before, 0), phase["steps"])
         total += _flops(spec, {**phase, "steps": done})
         before += phase["steps"]
-    return total * spec.replicas.count
+    return total
 
 
 def _flops(spec: JobSpec, phase: Mapping[str, Any]) -> float:

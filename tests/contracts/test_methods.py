@@ -328,6 +328,7 @@ ALONE_IN_ITS_JOB = [name for name, case in CASES.items() if case.replicas == 1]
 PAIRS: dict[str, dict[str, Any]] = {
     "attention": {**ATTENTION, "critics": {"channels": 4}},
     "linear": {"target": {"kind": "linear"}},
+    "guard": {"harm_guard": True},
 }
 
 

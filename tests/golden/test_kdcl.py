@@ -308,6 +308,7 @@ def test_of_predictions_a_sample_that_nobody_spoke_of_adds_nothing(divergence: s
     [
         ({"method": {"kind": "kdcl", "target": {"kind": "linear"}}, "training": {"accumulate": 2}}, "per = 'sample'"),
         ({"method": {"target": {"kind": "linear"}}, "training": {"accumulate": 2}}, "accumulate .2. cuts"),
+        ({"method": {"harm_guard": True}, "training": {"accumulate": 2}}, "leave out harm_guard"),
         ({"method": {"kind": "kdcl", "target": {"kind": "general", "held_out": 190}}}, "that method.target.held_out"),
         ({"method": {"target": {"kind": "naive"}, "harm_guard": True}}, "leave one of them out"),
         ({"method": {"target": {"kind": "naive"}}, "exchange": {"currency": {"kind": "predictions"}}}, "'dense'"),

@@ -21,8 +21,12 @@ from tests.support import final_weights, fingerprint, new_run, run_in_turns, sma
 SMOOTHED = {"kind": "label_smoothing", "epsilon": 0.3, "weight": 0.7, "burn_in_steps": 4}
 
 
+FALLING = {"weight_schedule": {"kind": "linear", "final_factor": 0.0}}
+
+
 def by_hand(spec: JobSpec, index: int) -> dict[str, torch.Tensor]:
-    """Plain PyTorch: torch's own smoothing, which spreads over all ten classes, at 10/9 of the strength."""
+    """Plain PyTorch: torch's own smoothing, which spreads over all ten classes, at 10/9 of the strength; over the 8
+    steps after the burn-in it falls by an eighth a step."""
     recipe = open_recipe(spec)
     seed_everything(spec.seed, index, "train", "init")
     net = recipe.build_model()
@@ -34,7 +38,7 @@ def by_hand(spec: JobSpec, index: int) -> dict[str, torch.Tensor]:
         logits = net(batch.views["x"])["logits"]
         loss = F.cross_entropy(logits, batch.y)
         if step >= 4:
-            loss = loss + 0.7 * F.cross_entropy(logits, batch.y, label_smoothing=0.3 * 10 / 9)
+            loss = loss + 0.7 * (12 - step) / 8 * F.cross_entropy(logits, batch.y, label_smoothing=0.3 * 10 / 9)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -42,7 +46,9 @@ def by_hand(spec: JobSpec, index: int) -> dict[str, torch.Tensor]:
 
 
 def test_it_is_torchs_own_smoothing_of_matched_strength_after_the_burn_in(tmp_path: Path) -> None:
-    spec = small_spec(recipe={"batch_norm": False}, method=SMOOTHED, training={"schedule": {"kind": "constant"}})
+    spec = small_spec(
+        recipe={"batch_norm": False}, method=SMOOTHED | FALLING, training={"schedule": {"kind": "constant"}}
+    )
     run = new_run(tmp_path, spec)
     results = run_in_turns(run)
     for index in range(2):
@@ -53,6 +59,8 @@ def test_it_is_torchs_own_smoothing_of_matched_strength_after_the_burn_in(tmp_pa
     steps, epsilons = records.values(records.read(run, "replica-1", "metrics"), "smoothing/epsilon")
     assert steps == list(range(5, 13))
     assert epsilons == pytest.approx([0.3] * 8)
+    _, weights = records.values(records.read(run, "replica-1", "metrics"), "smoothing/weight")
+    assert weights == pytest.approx([0.7 * eighths / 8 for eighths in range(8, 0, -1)])
 
 
 @pytest.mark.parametrize("change", [{"weight": 0.0}, {"burn_in_steps": 12}], ids=["weight 0", "burn-in = steps"])

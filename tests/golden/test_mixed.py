@@ -16,13 +16,14 @@ from codistill.describe import describe
 from codistill.exported import exported_model
 from codistill.peers import PeerTeachers
 from codistill.phase import Replica
-from codistill.price import estimate
+from codistill.price import estimate, share_without_teachers
 from codistill.randomness import seed_everything
 from codistill.recipes import open_recipe
 from codistill.replay import replay
 from codistill.run_dir import RunDir, read_json
 from codistill.spec import JobSpec, OfJob
 from codistill.spec_errors import SpecError, parse_spec
+from codistill.study.effort import Effort, effort_of, flops_by_step
 from tests.support import final_weights, new_run, run_in_turns, small_spec
 
 ONE_WAY = {"kind": "explicit", "teachers": [[1], []]}
@@ -147,3 +148,9 @@ def test_each_takes_what_its_own_model_and_its_teachers_do() -> None:
     assert large["phases"]["train"] == alone[1]["phases"]["train"]
     assert facts["memory_bytes_per_rank"] == large["memory_bytes_per_rank"]
     assert estimate(spec, facts, [])["bytes_received"] == 5 * 4 * large["parameters"]  # versions 3, 4, 6, 8, 10
+    # Of 12 steps 9 come after the burn-in, in which one of both hears the other.
+    own = [one["phases"]["train"]["flops_per_step"] for one in alone]
+    heard = 16 * alone[1]["forward_flops_per_sample"]
+    assert effort_of(spec, facts) == Effort(2 * 12 * 16, "samples", 12 * sum(own) + 9 * heard)
+    assert flops_by_step(spec, facts, 5) == 5 * sum(own) + 2 * heard
+    assert share_without_teachers(spec, facts) == sum(own) / (sum(own) + heard)

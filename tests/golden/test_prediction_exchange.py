@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.testing import assert_close
 
 from codistill import records
@@ -264,3 +266,25 @@ def test_advantage_is_compared_on_what_each_teacher_has_spoken_of(length: int | 
     assert_close(advantage([torch.zeros(())] * 3, student, labels, log_labels=told), every)
     labels[0] = -100
     assert_close(advantage(teachers, student, labels, log_labels=told), advantage(teachers, student, labels))
+    (expected,) = advantage([teachers[0][1:]], student[1:], labels[1:])
+    assert_close(advantage(teachers[:1], student, labels), expected[None], msg="what has no label counts in no mean")
+
+
+def test_of_a_batch_in_parts_each_part_has_the_advantage_of_the_whole() -> None:
+    """Parts with unlike numbers of samples spoken of: each counts as in the whole batch."""
+    torch.manual_seed(2)
+    student, teachers = torch.randn(5, 3).double(), [torch.randn(5, 3).double() for _ in range(2)]
+    labels, present = torch.tensor([0, 2, -100, 1, 1]), torch.tensor([[1, 1, 1, 0, 1], [0, 0, 0, 1, 1]]).bool()
+
+    def part(places: slice, add_up: Callable[[Tensor], Tensor]) -> Tensor:
+        said = [teacher[places] for teacher in teachers]
+        return advantage(said, student[places], labels[places], present=present[:, places], add_up=add_up)
+
+    sums: list[Tensor] = []
+    parts = slice(3), slice(3, None)
+    for places in parts:
+        part(places, lambda mine: sums.append(mine) or mine)
+    nats = [one.log_softmax(-1)[range(5), labels.clamp(min=0)] for one in (student, *teachers)]
+    expected = [(nats[1] - nats[0])[[0, 1, 4]].mean(), (nats[2] - nats[0])[[3, 4]].mean()]
+    for places in parts:
+        assert part(places, lambda _: sums[0] + sums[1]).tolist() == pytest.approx([float(one) for one in expected])

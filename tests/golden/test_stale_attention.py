@@ -88,7 +88,9 @@ def test_the_loss_is_a_divergence_from_a_mixture(
     term = float(9 * (target * (target.log() - own.log())).sum())
     assert loss.value.item() == pytest.approx(float(-z.log_softmax(-1)[0]) + 0.5 * term, abs=1e-7)
     assert loss.stats["train/distill_loss"].item() == pytest.approx(term, abs=1e-7)
-    assert loss.stats["distill/teacher_off_label"].item() == pytest.approx(1 - target[0].item(), abs=1e-7)
+    plain = [torch.tensor(one, dtype=torch.float64).softmax(-1)[0] for one in ([S] if itself else []) + [T, THIRD]]
+    on_label = sum(share * float(one) for share, one in zip(alpha, plain, strict=True))
+    assert loss.stats["distill/teacher_off_label"].item() == pytest.approx(1 - on_label, abs=1e-7)
     assert loss.stats["distill/num_attended"].item() == pytest.approx(attended)
     assert loss.stats.get("distill/own_attention", torch.tensor(-1.0)).item() == pytest.approx(0.2 if itself else -1)
     listener = cast(Fixed, step.learner["attention"])

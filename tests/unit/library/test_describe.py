@@ -15,7 +15,9 @@ from torch import nn
 from codistill import describe as module
 from codistill.data.split import TensorSplit
 from codistill.describe import describe, main
+from codistill.price import estimate
 from codistill.recipes.own import OwnRecipe
+from codistill.study.effort import Effort, effort_of
 from tests.support import SMALL, new_run, run_in_turns, small_spec
 
 
@@ -50,6 +52,24 @@ def test_bytes_of_predictions_are_those_that_travel(form: str, tmp_path: Path) -
     assert facts["memory_bytes_per_rank"]["teachers"] == 2 * 9 * 16 * held[form]
 
 
+def test_where_not_all_hear_as_many_each_has_facts_of_its_own(tmp_path: Path) -> None:
+    one_way = {"topology": {"kind": "explicit", "teachers": [[], [0, 2], [0]]}}
+    spec = small_spec(replicas={"count": 3}, exchange=one_way)
+    facts, plain = describe(spec), describe(small_spec(method={"kind": "solo"}))
+    each = facts["replicas"]
+    assert [one["teachers_per_replica"] for one in (*each, facts)] == [0, 2, 1, 2]
+    assert each[0]["phases"] == facts["phases"] == plain["phases"]
+    results = run_in_turns(new_run(tmp_path, spec))
+    received = [results[replica]["bytes_received"] for replica in range(3)]
+    assert [5 * one["bytes_received_per_exchange"] for one in (*each, facts)] == [*received, received[1]]
+    assert estimate(spec, facts, [])["bytes_received"] == sum(received)
+    forward = 16 * plain["forward_flops_per_sample"]
+    own = plain["phases"]["train"]["flops_per_step"]
+    assert effort_of(spec, facts) == Effort(3 * 12 * 16, "samples", 3 * 12 * own + (12 - 3) * 3 * forward)
+    assert facts["memory_bytes_per_rank"] == each[1]["memory_bytes_per_rank"]
+    assert "replicas" not in describe(small_spec(replicas={"count": 3}))
+
+
 def test_replicas_that_are_averaged_have_peers_but_no_teachers(tmp_path: Path) -> None:
     spec = small_spec(replicas={"count": 3}, method={"kind": "diloco"})
     facts, plain = describe(spec), describe(small_spec(method={"kind": "solo"}))
@@ -65,11 +85,13 @@ def test_replicas_that_are_averaged_have_peers_but_no_teachers(tmp_path: Path) -
     assert plain["memory_bytes_per_rank"]["outgoing"] == 0
 
 
-def test_gradients_among_ranks_are_what_a_ring_sends() -> None:
+def test_gradients_among_ranks_are_what_a_ring_sends_and_each_rank_fetches() -> None:
     """Each of n ranks sends 2 (n - 1) / n of the gradients."""
-    facts = describe(small_spec(replicas={"ranks": 4}))
+    facts, alone = describe(small_spec(replicas={"ranks": 4})), describe(small_spec())
     assert facts["gradient_bytes_per_step"] == 4 * (2 * 3 / 4) * 4 * facts["parameters"]
-    assert describe(small_spec())["gradient_bytes_per_step"] == 0
+    assert alone["gradient_bytes_per_step"] == 0
+    assert facts["bytes_per_snapshot"] == alone["bytes_per_snapshot"]
+    assert facts["bytes_received_per_exchange"] == 4 * alone["bytes_received_per_exchange"]
 
 
 def test_memory_and_work_of_a_small_net_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

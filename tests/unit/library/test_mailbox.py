@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from codistill.exchange.terms import Counters, MailboxSettings, PeerTimeout, Sna
 from codistill.exchange.transport import Hub, MemoryTransport, SnapshotUnavailable
 from codistill.exchange.turns import Turn
 from codistill.exchange.weights import OfWeights, published
+from codistill.ranks import ALONE, Ranks
 from codistill.records import LEDGER, Recorder, _read_directory  # pyright: ignore[reportPrivateUsage]
 from codistill.spec import TravelPrecision
 
@@ -44,6 +45,7 @@ def mailbox(
     teachers: tuple[int, ...] | None = None,
     teachers_at: Callable[[int], tuple[int, ...]] | None = None,
     rule: PublishRule = RULE,
+    ranks: Ranks = ALONE,
 ) -> Mailbox[nn.Module]:
     settings = MailboxSettings(
         me=SnapshotId(replica, 1, incarnation, 0),
@@ -57,7 +59,8 @@ def mailbox(
         timeout_s=0.05,
     )
     ledger = Recorder(directory / f"ledger-{replica}", LEDGER, fence=1, incarnation=incarnation)
-    return Mailbox(MemoryTransport(hub, replica, keep=2), settings, ledger, OfWeights(module, precision), Counters())
+    transport, currency = MemoryTransport(hub, replica, keep=2), OfWeights(module, precision)
+    return Mailbox(transport, settings, ledger, currency, Counters(), ranks=ranks)
 
 
 def rows(box: Mailbox[nn.Module], directory: Path, replica: int) -> list[dict[str, object]]:
@@ -233,6 +236,25 @@ def test_a_lost_snapshot_means_the_old_teacher(tmp_path: Path, monkeypatch: pyte
     publisher.publish(1, module)
     assert [held.header.id.version for held in reader.read(1)] == [0]
     assert reader.counters.unavailable == 1
+
+
+class OfThree(Ranks):
+    """One of three ranks that all hold the same."""
+
+    def gather(self, mine: Sequence[int]) -> list[list[int]]:
+        return [list(mine)] * 3
+
+
+def test_what_each_rank_fetches_is_counted_for_all_of_them(tmp_path: Path) -> None:
+    hub, module = Hub(), nn.Linear(2, 2)
+    reader = mailbox(hub, tmp_path, 0, module, ranks=OfThree(0, 3))
+    publisher = mailbox(hub, tmp_path, 1, module)
+    for step in range(2):
+        publisher.publish(step, module)
+        assert len(reader.read(step)) == len(reader.read(step)) == 1
+    assert publisher.counters.bytes_sent == 2 * 4 * 6
+    assert reader.counters.bytes_received == 3 * 2 * 4 * 6
+    assert [row["bytes_received"] for row in rows(reader, tmp_path, 0)] == [72, 0, 72, 0]
 
 
 def test_a_teacher_stays_until_the_next_one_is_there(tmp_path: Path) -> None:

@@ -88,6 +88,8 @@ def test_a_price_is_the_sum_of_its_parts() -> None:
     }
     # Versions 3, 4, 6, 8, 10 of each of two replicas.
     assert (price["exchanges"], price["bytes_per_exchange"], price["bytes_received"]) == (5, 400, 2 * 5 * 400)
+    averaged = estimate(spec, {**FACTS, "gradient_bytes_per_step": 30}, runs)
+    assert averaged["bytes_received"] == 2 * 5 * 400 + 2 * 12 * 30, "among ranks, in every step"
     fast, slow = price["speeds"]
     assert (fast["hardware"], fast["runs"], fast["step_s"]) == ("fast", 2, {"low": 0.5, "median": 0.75, "high": 1.0})
     assert (fast["process_bytes_per_rank"], slow["process_bytes_per_rank"]) == (300, None)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from codistill import records
+from codistill.describe import describe
 from codistill.exchange.agreement import Said, agree, agree_in_lockstep, held_by_all, pack, unpack
 from codistill.exchange.clock import PublishRule
 from codistill.exchange.mailbox import Mailbox
@@ -26,6 +27,7 @@ from codistill.exchange.snapshot import Arrays, Header, SnapshotId
 from codistill.exchange.terms import Counters, MailboxSettings
 from codistill.exchange.transport import FilesTransport
 from codistill.exchange.weights import OfWeights
+from codistill.price import estimate
 from codistill.ranks import ALONE, join_group
 from codistill.records import LEDGER, Recorder
 from codistill.run_dir import RunDir, read_json
@@ -72,9 +74,13 @@ def test_two_ranks_equal_one_process_on_the_whole_batch(tmp_path: Path) -> None:
         assert losses[0][0] == losses[1][0] == list(range(1, 13))
         assert losses[1][1] == pytest.approx(losses[0][1], abs=1e-5)
         assert records.read(runs[2], f"replica-{index}", "ledger").num_rows == 9, "one row a step, not one a rank"
-        sent = [results[ranks]["replicas"][f"replica-{index}"]["bytes_sent"] for ranks in (1, 2)]
+        entries = [results[ranks]["replicas"][f"replica-{index}"] for ranks in (1, 2)]
+        sent, received = ([entry[f"bytes_{which}"] for entry in entries] for which in ("sent", "received"))
         gradients = sum(weights.nbytes for weights in one.values())
         assert sent[1] - sent[0] == 12 * 2 * gradients, "each of both ranks sends the gradients once a step"
+        assert received[1] - 2 * received[0] == 12 * 2 * gradients, "and each fetches all that its replica hears"
+    told = estimate(several.read_spec(), describe(several.read_spec()), [])["bytes_received"]
+    assert told == sum(entry["bytes_received"] for entry in results[2]["replicas"].values())
 
 
 WHOLE: dict[str, Any] = {

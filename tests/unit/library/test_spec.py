@@ -92,12 +92,13 @@ def test_burn_in_is_two_fifths_unless_given() -> None:
 
 
 def test_a_control_is_the_same_job_with_another_method() -> None:
+    falling = {"weight_schedule": {"kind": "linear", "final_factor": 0.0}}
     given = {
         "seed": 7, "data": {"kind": "disjoint"}, "training": {"steps": 200}, "replicas": {"count": 3},
-        "method": {"kind": "codistillation", "weight": 0.5, "temperature": 2.0},
+        "method": {"kind": "codistillation", "weight": 0.5, "temperature": 2.0, **falling},
     }  # fmt: skip
     spec = parse_spec(given | {"controls": ["smoothing", "solo"]})
-    smoothed = {"kind": "label_smoothing", "epsilon": 0.25, "weight": 0.5, "burn_in_steps": 80}
+    smoothed = {"kind": "label_smoothing", "epsilon": 0.25, "weight": 0.5, "burn_in_steps": 80, **falling}
     assert spec.arms == ("replica", "smoothing", "solo")
     assert spec.for_arm("replica") == spec
     assert spec.for_arm("solo") == parse_spec(given | {"method": {"kind": "solo"}})
