@@ -137,7 +137,7 @@ def replica_figures(beats: Mapping[str, Mapping[str, Mapping[str, Any]]], now: f
         for replica, beat in sorted(replicas.items()):
             labels = [job_id, replica]
             step.add_metric(labels, float(beat.get("step") or 0))
-            if beat.get("state") != "ended":  # who is done is silent while others train
+            if beat.get("state") not in OVER:  # who is done is silent while others train
                 age.add_metric(labels, max(0.0, now - float(beat["time"])))
             sent.add_metric(labels, float(beat.get("bytes_sent") or 0))
             received.add_metric(labels, float(beat.get("bytes_received") or 0))
