@@ -12,6 +12,7 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from codistill.progress import OVER
 from jobs.status import State
 from jobs.usage import Usage
 
