@@ -6,7 +6,6 @@ sight of; `codistill down` ends it by process id. Never `ray stop`, which would 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -14,11 +13,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from codistill.run_dir import StorageError, read_json, write_json
 from jobs import processes
@@ -71,35 +68,6 @@ def service_dir(home: Path) -> Path:
     except OSError as error:
         raise StorageError(f"cannot use {directory}: {error.strerror}; set CODISTILL_HOME to another place") from error
     return directory
-
-
-@contextmanager
-def only_one(home: Path) -> Generator[None]:
-    """Held while a service runs from `home`; the kernel lets go when its process dies. Raises `HeadError`."""
-    with (service_dir(home) / "lock").open("a+") as file:
-        if not _try_lock(file):
-            raise HeadError(f"a service from {home} is running already; end it first, or set CODISTILL_HOME")
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def serving_pid(home: Path) -> int | None:
-    """The process that holds `only_one` now."""
-    path = home / "service" / "lock"
-    if not path.exists():
-        return None
-    with path.open("r+") as file:
-        return None if _try_lock(file) else int(file.read())
-
-
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 # ---------------------------------------------------------------- remember

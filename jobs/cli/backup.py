@@ -31,7 +31,7 @@ def restore(
 ) -> int:
     """Make the store what FILE has; what was there before is kept beside it. The service must not run."""
     from jobs.backups import jobs_in, put_back
-    from jobs.head import only_one
+    from jobs.one_service import NO_CLUSTER, only_one
 
     store = _store_file(file, restore=True)
     count = jobs_in(file)
@@ -40,7 +40,7 @@ def restore(
             raise CommandError("not asked, as there is no terminal; --yes restores it", Exit.USAGE)
         if not typer.confirm(f"Replace {store} by these {count} jobs?", err=True):
             return Exit.DONE
-    with only_one(home()):
+    with only_one(home(), NO_CLUSTER):
         kept = put_back(file.absolute(), store)
     say(f"{store} has {count} jobs now" + ("" if kept is None else f"; what it was before is in {kept.path}"))
     if kept is not None and kept.as_it_was:

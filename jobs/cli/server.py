@@ -71,6 +71,7 @@ def serve(
 
     require_cluster("serve")
     from jobs import head as heads
+    from jobs.one_service import OWN_HEAD, only_one
     from jobs.serve_settings import Settings
 
     directory = _prepare_storage(storage)
@@ -85,7 +86,7 @@ def serve(
         keep_days,
         max_gb_per_owner,
     )
-    with heads.only_one(home()):
+    with only_one(home(), OWN_HEAD if on is None else on):
         _check_store(needs_token=listen.needs_token)
         if on is None:
             size = heads.HeadSize(cpus or float(os.cpu_count() or 1), object_store_bytes=object_store_mb << 20)

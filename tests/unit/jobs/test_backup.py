@@ -14,7 +14,7 @@ import pytest
 from codistill.spec import JobSpec
 from jobs.backups import back_up, jobs_in, postgres_command, put_back
 from jobs.errors import StoreError
-from jobs.head import only_one
+from jobs.one_service import OWN_HEAD, only_one
 from jobs.status import State
 from jobs.store import Store
 
@@ -67,7 +67,7 @@ def test_there_and_back(call_at_home: Call, tmp_path: Path) -> None:
     later = store.create(JobSpec(name="later"))
     store.close()
     assert call_at_home("restore", str(tmp_path / "copy"))[0] == 2, "no terminal to ask at"
-    with only_one(tmp_path / "home"):
+    with only_one(tmp_path / "home", OWN_HEAD):
         code, _, err = call_at_home("restore", str(tmp_path / "copy"), "--yes")
         assert (code, "end it first" in err) == (3, True)
     assert call_at_home("restore", str(tmp_path / "copy"), "--yes")[0] == 0

@@ -88,17 +88,6 @@ def test_a_head_that_does_not_start_says_why_and_is_forgotten(tmp_path: Path, mo
     assert (tmp_path / "home" / "service" / "token").stat().st_mode & 0o777 == 0o600
 
 
-def test_one_service_per_home(tmp_path: Path) -> None:
-    assert head.serving_pid(tmp_path) is None
-    with head.only_one(tmp_path):
-        assert head.serving_pid(tmp_path) == os.getpid()
-        with pytest.raises(HeadError, match="is running already"), head.only_one(tmp_path):
-            pass
-    assert head.serving_pid(tmp_path) is None
-    with head.only_one(tmp_path):
-        pass
-
-
 def test_a_head_is_remembered_whole(tmp_path: Path) -> None:
     made = head.Head("id", "127.0.0.1:1", "http://127.0.0.1:2", "/token", "/temp", 3, (4, 5))
     head.remember(tmp_path, made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ from jobs import serve as service
 from jobs.cli import server
 from jobs.cli.exits import CommandError, Exit
 from jobs.errors import HeadError
+from jobs.one_service import OWN_HEAD, Holder, holder
 from jobs.serve_settings import Listen, Settings
+from tests.unit.jobs.conftest import Call
 
 LISTEN = Listen("0.0.0.0", 8700, ("localhost",), needs_token=True)
 
@@ -100,3 +103,15 @@ def test_other_applications_of_serve_are_left_alone(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("ray.serve.shutdown", lambda: asked.append("all of it"))
     service.withdraw()
     assert asked == (["codistill"] if others else ["all of it"])
+
+
+@pytest.mark.parametrize(("words", "cluster"), [([], OWN_HEAD), (["--on", "head:6379"], "head:6379")])
+def test_others_are_told_where_it_serves_from(
+    call_at_home: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], cluster: str
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(server, "_refuse_silent", lambda _address: None)
+    monkeypatch.setattr(server, "_own_head", lambda *_: (SimpleNamespace(address="127.0.0.1:1"), False))
+    monkeypatch.setattr(server, "_serve_on", lambda *_, **__: seen.append(holder(tmp_path / "home")) or Exit.DONE)
+    code, _, err = call_at_home("serve", *words)
+    assert (code, seen) == (Exit.DONE, [Holder(os.getpid(), cluster)]), err
