@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
 
 import pytest
+import ray
 from safetensors.torch import load_file
 
 from codistill import records
@@ -25,7 +27,10 @@ def test_two_replicas_teach_each_other_through_the_object_store(tmp_path: Path) 
     exchange = {"interval_steps": INTERVAL_STEPS, "keep_snapshots": True}
     run = create(tmp_path, spec_of(300, exchange=exchange))
     with beside(run) as ended:
+        until(lambda: all(beat(run, name)["step"] > 0 for name in BOTH))
+        processes = sorted(filter(None, map(actor_of, Path("/proc").glob("[0-9]*/cmdline"))))
         result = ended()
+    assert processes == ["Directory", *["RayTrainWorker"] * 2, *["TrainController"] * 2], "no helper more than is used"
     assert (result["outcome"], result["degraded"], result["reason"]) == ("succeeded", False, None)
     assert read_json(run.result(1)) == result
     for name, peer in (BOTH, BOTH[::-1]):
@@ -41,6 +46,18 @@ def test_two_replicas_teach_each_other_through_the_object_store(tmp_path: Path) 
     assert not (run.root / "ray").exists()
     until(nothing_reserved, limit_s=10)
     assert replay(run, 0).first_difference is None
+
+
+def actor_of(title: Path) -> str | None:
+    """The class of the actor that lives in a process of this session's cluster; None for other processes."""
+    try:
+        shown = title.read_bytes().rstrip(b"\0").decode()
+        parent = int((title.parent / "stat").read_text().rpartition(")")[2].split()[1])
+        ours = ray.get_runtime_context().get_session_name().encode() in Path(f"/proc/{parent}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return None
+    found = re.fullmatch(r"ray::(?!IDLE|\w+Agent)(\w+)(\.\w+)?", shown)
+    return found[1] if found and ours else None
 
 
 def test_killed_or_frozen_worker_comes_back_while_its_peer_trains_on(tmp_path: Path) -> None:

@@ -204,7 +204,10 @@ def test_replay_names_the_run_and_the_replica(
     assert call(capsys, "replay", "nowhere", "0", "--storage", str(tmp_path))[0] == Exit.JOB_NOT_FOUND
 
 
-def test_compare_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_names_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     code, _, err = call(capsys, "compare", "a=nobody-aaaaaa")
     assert code == Exit.JOB_NOT_FOUND
     assert "--storage" in err
