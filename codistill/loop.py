@@ -74,8 +74,6 @@ def train_phase(
             _refuse_masked(batch, step)
         batch = batch.to(around.numerics.device)
         stats = train_step(phase, work, parts, batch, around)
-        if phase.adapt is not None:
-            work.state = phase.adapt(work.state, around.ranks.means(stats))
         if work.average is not None:
             work.average.update_parameters(work.learner)
         work.step = step + 1
@@ -114,9 +112,7 @@ def train_step(
             seed_everything(*around.stream, work.step, number, at, around.ranks.rank)
             with gradients_stay_here(parts, here=at + 1 < len(micros)):
                 with around.numerics.autocast():
-                    step = Step(
-                        work.step, micro, work.learner, parts, targets, work.state, around.stream, around.ranks.add_up
-                    )
+                    step = Step(work.step, micro, work.learner, parts, targets, work.state, around.ranks.add_up)
                     loss = update.loss(step)
                 if loss.said is not None:
                     for teacher in work.teachers.values():
