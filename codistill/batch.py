@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -36,14 +36,13 @@ class Batch:
     """N samples.
 
     `ids` [N] int64 names each sample within the data set for ever. `y` int64 holds the labels, [N] or, one for each
-    place of a sequence, [N, L]. `views` shows the
-    same samples in one or more ways (`x` is the usual one), each [N, ...]. `also` holds other samples beside them.
+    place of a sequence, [N, L]. `views` shows the same samples in one or more ways (`x` is the usual one), each
+    [N, ...].
     """
 
     ids: Tensor
     y: Tensor
     views: Mapping[str, Tensor]
-    also: Mapping[str, Batch] = field(default_factory=dict[str, "Batch"])
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -51,23 +50,16 @@ class Batch:
     @property
     def nbytes(self) -> int:
         """Of all tensors."""
-        tensors = (self.ids, self.y, *self.views.values())
-        return sum(tensor.nbytes for tensor in tensors) + sum(batch.nbytes for batch in self.also.values())
+        return sum(tensor.nbytes for tensor in (self.ids, self.y, *self.views.values()))
 
     def split(self, parts: int) -> list[Batch]:
         """As many batches of the same size."""
         if parts == 1:
             return [self]
         cut = {name: view.chunk(parts) for name, view in self.views.items()}
-        beside = {name: batch.split(parts) for name, batch in self.also.items()}
         pairs = zip(self.ids.chunk(parts), self.y.chunk(parts), strict=True)
         return [
-            Batch(
-                ids=ids,
-                y=y,
-                views={name: views[at] for name, views in cut.items()},
-                also={name: batches[at] for name, batches in beside.items()},
-            )
+            Batch(ids=ids, y=y, views={name: views[at] for name, views in cut.items()})
             for at, (ids, y) in enumerate(pairs)
         ]
 
@@ -77,7 +69,6 @@ class Batch:
             ids=self.ids.pin_memory(),
             y=self.y.pin_memory(),
             views={name: view.pin_memory() for name, view in self.views.items()},
-            also={name: batch.pin_memory() for name, batch in self.also.items()},
         )
 
     def to(self, device: torch.device) -> Batch:
@@ -85,5 +76,4 @@ class Batch:
             ids=self.ids.to(device, non_blocking=True),
             y=self.y.to(device, non_blocking=True),
             views={name: view.to(device, non_blocking=True) for name, view in self.views.items()},
-            also={name: batch.to(device) for name, batch in self.also.items()},
         )

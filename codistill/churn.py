@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import Tensor, nn
 
 from codistill.batch import Batch, as_outputs
+from codistill.losses import IGNORED
 from codistill.phase import Learner, Survey
 from codistill.randomness import unseen
 
@@ -25,14 +26,14 @@ def changes(logits: Tensor, before: Tensor) -> dict[str, float]:
 def churn_survey(
     batches: Callable[[], Iterable[Batch]], incumbent: Callable[[], nn.Module], *, every_steps: int, part: str = "net"
 ) -> Survey:
-    """Against `incumbent`: `eval/churn`, the share of predictions whose likeliest class is another, and
-    `eval/soft_churn`, the probability that has moved in the mean. Both are 0 to 1."""
+    """Against `incumbent`, where there is a label: `eval/churn`, the share of predictions whose likeliest class is
+    another, and `eval/soft_churn`, the probability that has moved in the mean. Both are 0 to 1."""
 
     def measure(learner: Learner, batch: Batch) -> Mapping[str, float]:
         said: list[Tensor] = []
         for module in (learner[part], incumbent()):
             with unseen(module):
-                said.append(as_outputs(module(batch.views["x"]))["logits"])
+                said.append(as_outputs(module(batch.views["x"]))["logits"][batch.y != IGNORED])
         return changes(*said)
 
     def report(total: Mapping[str, float]) -> Mapping[str, float]:

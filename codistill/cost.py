@@ -151,7 +151,7 @@ def _activations(
     learner = work.learner
     owned = {_storage(tensor) for tensor in [*learner.parameters(), *learner.buffers()]}
     with _kept(owned) as kept:
-        step = Step(phase.steps - 1, batch, learner, dict(learner.items()), targets, work.state, ("cost",))
+        step = Step(phase.steps - 1, batch, learner, dict(learner.items()), targets, work.state)
         value = phase.updates[number].loss(step).value
     found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     if value.requires_grad:  # else the update is off, of a replica that hears nobody

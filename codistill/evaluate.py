@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codistill.batch import Batch, as_outputs
+from codistill.losses import IGNORED
 from codistill.phase import Learner, Survey
 from codistill.randomness import unseen
 
@@ -32,12 +33,12 @@ def predictions_schema(classes: int) -> pa.Schema:
 
 def sums(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Of logits [..., classes] and labels [...]: how many predictions, how many right, the sum of their negative
-    log-probabilities (nats)."""
+    log-probabilities (nats). What has no label is no prediction."""
     flat = logits.float().reshape(-1, logits.shape[-1])
     return {
-        "count": float(labels.numel()),
+        "count": float((labels != IGNORED).sum()),
         "correct": float((flat.argmax(-1) == labels.reshape(-1)).sum()),
-        "nats": float(F.cross_entropy(flat, labels.reshape(-1), reduction="sum")),
+        "nats": float(F.cross_entropy(flat, labels.reshape(-1), ignore_index=IGNORED, reduction="sum")),
     }
 
 
@@ -91,14 +92,17 @@ def write_predictions(
 
 
 def prediction_rows(batch: Batch, log_probabilities: Tensor, schema: pa.Schema) -> pa.Table:
-    """From log-probabilities [N, classes] or [N, L, classes] to rows of a predictions file."""
+    """From log-probabilities [N, classes] or [N, L, classes] to rows of a predictions file; none for what has no
+    label."""
     places = batch.y.numel() // len(batch)
-    flat = log_probabilities.reshape(-1, log_probabilities.shape[-1]).contiguous()
+    labels = batch.y.reshape(-1)
+    known = labels != IGNORED
+    flat = log_probabilities.reshape(-1, log_probabilities.shape[-1])[known]
     values = pa.array(flat.numpy().reshape(-1))
     columns = [
-        pa.array(batch.ids.repeat_interleave(places).numpy()),
-        pa.array(torch.arange(places, dtype=torch.int32).repeat(len(batch)).numpy()),
-        pa.array(batch.y.reshape(-1).numpy()),
+        pa.array(batch.ids.repeat_interleave(places)[known].numpy()),
+        pa.array(torch.arange(places, dtype=torch.int32).repeat(len(batch))[known].numpy()),
+        pa.array(labels[known].numpy()),
         pa.FixedSizeListArray.from_arrays(values, flat.shape[-1]),
     ]
     return pa.Table.from_arrays(columns, schema=schema)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from codistill.batch import Batch, Outputs
 from codistill.companion import Teacher
 from codistill.exchange.terms import StopRequested
+from codistill.losses import IGNORED
 from codistill.numerics import Numerics, gradients_stay_here, wrap
 from codistill.phase import Phase, Step
 from codistill.randomness import Name, seed_everything
@@ -51,7 +52,8 @@ def train_phase(
 
     Yields where replicas of one process let each other take their turn, after training and after publishing: all train,
     then all publish, then all read.
-    Raises `StopRequested` between steps, `TrainingDiverged`, and `ValueError` when a group names what no loss reaches.
+    Raises `StopRequested` between steps, `TrainingDiverged`, and `ValueError` when a group names what no loss reaches,
+    or a batch that is cut has masked labels.
     """
     parts = wrap(work.learner, around.ranks, several_updates=len(phase.updates) > 1, sent=around.gradients_sent)
     work.learner.train()  # once: whoever evaluates it restores its mode, and a walk over all modules takes time
@@ -67,10 +69,11 @@ def train_phase(
             raise StopRequested
         for companion in work.companions.values():
             companion.before_step(step)
-        batch = next(batches).to(around.numerics.device)
+        batch = next(batches)
+        if around.numerics.accumulate * around.ranks.count > 1:
+            _refuse_masked(batch, step)
+        batch = batch.to(around.numerics.device)
         stats = train_step(phase, work, parts, batch, around)
-        if phase.adapt is not None:
-            work.state = phase.adapt(work.state, around.ranks.means(stats))
         if work.average is not None:
             work.average.update_parameters(work.learner)
         work.step = step + 1
@@ -109,9 +112,7 @@ def train_step(
             seed_everything(*around.stream, work.step, number, at, around.ranks.rank)
             with gradients_stay_here(parts, here=at + 1 < len(micros)):
                 with around.numerics.autocast():
-                    step = Step(
-                        work.step, micro, work.learner, parts, targets, work.state, around.stream, around.ranks.add_up
-                    )
+                    step = Step(work.step, micro, work.learner, parts, targets, work.state, around.ranks.add_up)
                     loss = update.loss(step)
                 if loss.said is not None:
                     for teacher in work.teachers.values():
@@ -146,6 +147,16 @@ def _targets(teachers: Mapping[str, Teacher], batch: Batch, numerics: Numerics) 
     # A block of its own: within one, weights cast without gradient would be taken for those with.
     with numerics.autocast():
         return {name: teacher.outputs(batch) for name, teacher in teachers.items()}
+
+
+def _refuse_masked(batch: Batch, step: int) -> None:
+    # Each piece of a batch counts alike, which is wrong where they have unlike numbers of labels.
+    masked = int((batch.y == IGNORED).sum())
+    if masked:
+        raise ValueError(
+            f"{masked} of {batch.y.numel()} labels of step {step} are masked ({IGNORED}), and a batch that has such"
+            " cannot be cut; set training.accumulate and replicas.ranks to 1, or label all"
+        )
 
 
 def _check_reach(groups: Mapping[str, OpenGroup]) -> None:

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from codistill.batch import Batch, Outputs, as_outputs
 from codistill.companion import ExchangeRule
-from codistill.randomness import Name, generator
 from codistill.schedules import Factor
 from codistill.teachers import TeacherSource
 
 Learner = nn.ModuleDict
 State = Mapping[str, Tensor]
-"""What adapts during a phase, changed only by `Phase.adapt` and `Survey.fold`; checkpointed, equal on all ranks."""
+"""What adapts during a phase, changed only by `Survey.fold`; checkpointed, equal on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,6 @@ class Step:
     targets: Mapping[str, Sequence[Outputs]]
     """What each teacher source answered, by its name; an empty list means nobody was there."""
     state: State
-    stream: tuple[Name, ...]
     add_up: Callable[[Tensor], Tensor] = lambda sums: sums
     """The sum of a small tensor over the ranks of the replica, the same on each; all of them call it as often, with the
     same shape. No gradient passes."""
@@ -58,10 +56,6 @@ class Step:
     def show(self, part: str, view: str = "x") -> Outputs:
         """The taps of `part` for a view of the batch."""
         return as_outputs(self.parts[part](self.batch.views[view]))
-
-    def draw(self, name: Name) -> torch.Generator:
-        """This step's random stream of that name, the same whenever the step is repeated."""
-        return generator(*self.stream, self.index, name)
 
 
 @dataclass(frozen=True)
@@ -147,5 +141,3 @@ class Phase:
     export: Callable[[Learner], nn.Module] = lambda learner: learner["net"]
     """What is evaluated and served; holds no parameter that only training needs."""
     state: Callable[[], State] = dict
-    adapt: Callable[[State, Mapping[str, Tensor]], State] | None = None
-    """From the state and the statistics of a step, means over all ranks, to the next state."""

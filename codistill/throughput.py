@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -69,11 +69,23 @@ def forward_flops(model: nn.Module, example: Batch) -> int:
     return int(counter.get_total_flops())
 
 
+def in_tf32(model: nn.Module) -> bool:
+    """Whether torch computes some products of float32 tensors in TF32: convolutions unless told otherwise, those of
+    matrices when told."""
+    convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())  # pyright: ignore[reportPrivateUsage]
+    of_convolutions = torch.backends.cudnn.conv.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.backends.cuda.matmul.fp32_precision == "tf32" or (convolves and of_convolutions == "tf32")
+
+
 def throughput_of(recipe: Recipe, *, batch_size: int, ranks: int, device: torch.device, precision: str) -> Throughput:
-    """Of a replica of this recipe; with MFU where the device's peak is known."""
+    """Of a replica of this recipe; with MFU where the device's peak is known. In `fp32` that is the one without TF32,
+    so there is no MFU of a model part of which torch computes in TF32."""
+    plain = Throughput(batch_size, recipe.unit, recipe.units_per_sample)
     peak = peak_flops_of(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
-    flops = None
-    if peak is not None:
-        per_sample = forward_flops(recipe.build_model(), recipe.example(1))
-        flops = float(TRAINING_FACTOR * per_sample * batch_size)
-    return Throughput(batch_size, recipe.unit, recipe.units_per_sample, flops, None if peak is None else peak * ranks)
+    if peak is None:
+        return plain
+    model = recipe.build_model()
+    if precision == "fp32" and in_tf32(model):
+        return plain
+    flops = float(TRAINING_FACTOR * forward_flops(model, recipe.example(1)) * batch_size)
+    return replace(plain, flops_per_step=flops, peak_flops=peak * ranks)

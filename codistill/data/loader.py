@@ -131,8 +131,7 @@ class _ByValue:
     def __reduce__(self) -> tuple[Callable[..., Batch], tuple[object, ...]]:
         batch = self.batch
         views = {name: _packed(view) for name, view in batch.views.items()}
-        also = {name: _ByValue(other) for name, other in batch.also.items()}
-        return _unpacked_batch, (_packed(batch.ids), _packed(batch.y), views, also)
+        return _unpacked_batch, (_packed(batch.ids), _packed(batch.y), views)
 
 
 _Packed = tuple[npt.NDArray[np.uint8], torch.dtype, tuple[int, ...]]
@@ -148,6 +147,6 @@ def _unpacked(packed: _Packed) -> torch.Tensor:
     return torch.from_numpy(values).view(dtype).reshape(shape)
 
 
-def _unpacked_batch(ids: _Packed, y: _Packed, views: Mapping[str, _Packed], also: Mapping[str, Batch]) -> Batch:
+def _unpacked_batch(ids: _Packed, y: _Packed, views: Mapping[str, _Packed]) -> Batch:
     shown = {name: _unpacked(view) for name, view in views.items()}
-    return Batch(ids=_unpacked(ids), y=_unpacked(y), views=shown, also=also)
+    return Batch(ids=_unpacked(ids), y=_unpacked(y), views=shown)

@@ -28,4 +28,4 @@ class Says(nn.Module):
 
 def step_of(targets: Mapping[str, Sequence[Outputs]] | None = None, **parts: nn.Module) -> Step:
     learner = nn.ModuleDict(parts)
-    return Step(0, BATCH, learner, dict(learner.items()), targets or {}, {}, ())
+    return Step(0, BATCH, learner, dict(learner.items()), targets or {}, {})

@@ -30,7 +30,7 @@ def step_of(phase: Phase) -> Step:
     torch.manual_seed(0)
     learner = phase.learner(Artifacts()).train()
     batch = phase.batches(Artifacts())(0)
-    return Step(0, batch, learner, dict(learner.items()), {}, {}, ())
+    return Step(0, batch, learner, dict(learner.items()), {}, {})
 
 
 class Scores(nn.Module):

@@ -95,7 +95,7 @@ def test_attention_learns_and_so_far_apart_that_one_peer_is_heard_no_more_it_sta
     phase = phase_of()
     torch.manual_seed(0)
     learner = phase.learner(Artifacts()).train()
-    step = Step(0, phase.batches(Artifacts())(0), learner, dict(learner.items()), {}, {}, ())
+    step = Step(0, phase.batches(Artifacts())(0), learner, dict(learner.items()), {}, {})
     phase.updates[0].loss(step).value.backward()
     for name, parameter in learner.named_parameters():
         assert parameter.grad is not None, name

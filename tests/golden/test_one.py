@@ -89,7 +89,7 @@ def test_the_gate_learns_from_the_labels_alone(of_labels: float, learns: bool) -
     phase = phase_of(label_weight=of_labels, weight=1.0 - of_labels)
     torch.manual_seed(0)
     learner = phase.learner(Artifacts()).train()
-    step = Step(0, phase.batches(Artifacts())(0), learner, dict(learner.items()), {}, {}, ())
+    step = Step(0, phase.batches(Artifacts())(0), learner, dict(learner.items()), {}, {})
     phase.updates[0].loss(step).value.backward()
     gradients = {name: p.grad for name, p in learner.named_parameters()}
     assert all(gradient is not None for gradient in gradients.values())

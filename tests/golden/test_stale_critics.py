@@ -41,7 +41,7 @@ def step_of(phase: Phase, peers: int) -> Step:
     others = [phase.learner(Artifacts())["net"].eval() for _ in range(peers)]
     with torch.no_grad():
         said = [other(batch.views["x"]) for other in others]
-    return Step(3, batch, learner, dict(learner.items()), {"peers": said}, {}, ())
+    return Step(3, batch, learner, dict(learner.items()), {"peers": said}, {})
 
 
 class Scores(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from codistill.companion import Teacher
 from codistill.describe import describe
 from codistill.exchange.terms import StopRequested
 from codistill.loop import Surroundings, TrainingDiverged, finite, train_phase
+from codistill.losses import IGNORED
 from codistill.numerics import Numerics
 from codistill.peers import PeerTeachers
 from codistill.phase import Artifacts, Group, Learner, Loss, Phase, Step, Update
@@ -124,6 +126,20 @@ def test_several_updates_each_see_the_last_ones_effect() -> None:
 def test_a_group_that_no_loss_reaches_is_named() -> None:
     with pytest.raises(ValueError, match=r"group 'net' trains other\.weight, other\.bias, but no loss reaches it"):
         train(phase(two_parts(), {"net": group("net.*", "other.*")}, [show_sum("net")]))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_batch_with_masked_labels_is_not_cut(accumulate: int) -> None:
+    learner = two_parts()
+    what, work = phase(learner, {"net": group("net.*")}, [show_sum("net")]), PhaseInProgress.begin
+    masked = Batch(torch.arange(2), torch.tensor([0, IGNORED]), {"x": torch.ones(2, 3)})
+    where = replace(around(), numerics=Numerics(torch.device("cpu"), accumulate=accumulate))
+    steps = train_phase(what, work(what, learner), iter([masked]), where)
+    if accumulate == 1:
+        assert list(steps) == [0, 0, 0]
+        return
+    with pytest.raises(ValueError, match=r"1 of 2 labels of step 0 are masked \(-100\).*training\.accumulate"):
+        list(steps)
 
 
 class Comes(Teacher):

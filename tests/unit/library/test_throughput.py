@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
 
 from codistill.batch import Batch
+from codistill.data.split import TensorSplit
+from codistill.recipes import Recipe, open_recipe
 from codistill.recipes.own import OwnRecipe
 from codistill.spec import Text
 from codistill.throughput import Throughput, forward_flops, peak_flops_of, throughput_of
+from tests.support import small_spec
+
+IDS = torch.arange(4)
 
 
 @pytest.mark.parametrize(
@@ -57,3 +64,32 @@ def test_a_cpu_has_rates_and_no_utilisation() -> None:
     speed = throughput_of(recipe, batch_size=4, ranks=2, device=torch.device("cpu"), precision="fp32")
     assert speed == Throughput(4)
     assert forward_flops(nn.Linear(3, 2), Batch(torch.zeros(1), torch.zeros(1), {"x": torch.zeros(1, 3)})) == 12
+
+
+@pytest.fixture
+def settings_of_torch() -> Iterator[None]:
+    """Whatever is set is set back."""
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = conv.fp32_precision, matmul.fp32_precision
+    yield
+    conv.fp32_precision, matmul.fp32_precision = before
+
+
+@pytest.mark.usefixtures("settings_of_torch")
+def test_utilisation_in_fp32_is_left_out_where_torch_computes_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
+    convolves = open_recipe(small_spec())
+    mlp = OwnRecipe(2, lambda: nn.Linear(3, 2), lambda name: TensorSplit(IDS, IDS, {"x": torch.zeros(4, 3)}))
+
+    def peak(recipe: Recipe, precision: str) -> float | None:
+        device = torch.device("cuda")
+        speed = throughput_of(recipe, batch_size=4, ranks=2, device=device, precision=precision)
+        assert (speed.flops_per_step is None) == (speed.peak_flops is None)
+        return speed.peak_flops
+
+    assert (peak(convolves, "fp32"), peak(convolves, "bf16")) == (None, 2 * 312e12)
+    assert (peak(mlp, "fp32"), peak(mlp, "bf16")) == (2 * 19.5e12, 2 * 312e12)
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    assert peak(convolves, "fp32") == 2 * 19.5e12
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    assert peak(mlp, "fp32") is None
