@@ -205,7 +205,7 @@ def test_training_that_diverges_fails_with_its_cause(tmp_path: Path, capsys: pyt
     result = read_json(RunDir(tmp_path, "job").result(1))
     assert result is not None
     assert result["reason"]["code"] == "replica_failed"
-    assert "replica-0 failed: TrainingDiverged: the loss after step" in result["reason"]["message"]
+    assert "replica-0 failed: TrainingDiverged: the weights after step 5" in result["reason"]["message"]
     assert result["replicas"]["replica-0"]["incarnations"] == 2
     assert "Traceback" not in capsys.readouterr().out
 
