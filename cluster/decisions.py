@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,22 +34,7 @@ def refusal(spec: JobSpec, nodes: Sequence[Node], memory_bytes: int | None = Non
     return None if short is None else Reason("no_capacity", short)
 
 
-# ---------------------------------------------------------------- is it time to stop?
-
-
-def overdue(spec: JobSpec, elapsed_s: float, unstarted: Collection[str]) -> Reason | None:
-    """Why the attempt must stop `elapsed_s` after its start, while `unstarted` replicas have not made a step."""
-    limits = spec.limits
-    if elapsed_s > limits.max_runtime_s:
-        return Reason("max_runtime", f"it ran longer than limits.max_runtime_s = {limits.max_runtime_s:g}")
-    if unstarted and elapsed_s > limits.start_deadline_s:
-        names = ", ".join(sorted(unstarted))
-        return Reason(
-            "start_deadline",
-            f"{names} had not made a first step after limits.start_deadline_s = {limits.start_deadline_s:g}:"
-            " the cluster may be full, or the limit too low",
-        )
-    return None
+# ---------------------------------------------------------------- does it stop when it is asked to?
 
 
 Rung = Literal["wait", "abort", "kill", "leave"]

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.decisions import Rung, overdue, rung
+from cluster.decisions import Rung, rung
 from cluster.replica_run import ReplicaRun
+from codistill.deadlines import overdue
 from codistill.outcome import Reason
 from codistill.progress import progress_lines
 from codistill.run_dir import RunDir

@@ -11,10 +11,13 @@ import argparse
 import json
 import sys
 import time
+import traceback
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 from codistill.controls import may_follow
+from codistill.deadlines import overdue
 from codistill.exchange.transport import Hub, MemoryTransport
 from codistill.outcome import Reason, ReplicaOutcome, attempt_result
 from codistill.progress import progress_lines
@@ -58,9 +61,8 @@ def run_job(run: RunDir) -> int:
     started_at = time.time()
     run.start_attempt(fence, started_at)
     print(f"job {run.job_id}, attempt {fence}: {run.root}", flush=True)
-    reason: Reason | None = None
     if isinstance(spec.exchange.transport, MemoryTransportSpec):
-        outcomes = _in_this_process(run, fence)
+        outcomes, reason = _in_this_process(run, fence)
     else:
         outcomes, reason = Supervisor(run, spec, fence).until_all_ended()
     ended_at = time.time()
@@ -75,39 +77,80 @@ def run_job(run: RunDir) -> int:
 
 def run_in_turns(run: RunDir, fence: int) -> dict[str, dict[str, Any]]:
     """All replicas in this process, in step with each other: all publish, then all read and train one step."""
-    from codistill.replica import replica_turns  # torch is slow to import, and a supervisor needs none
-
-    spec, hub = run.read_spec(), Hub()
-    turns = {
-        replica_name(index): replica_turns(
-            run, fence=fence, index=index, connect=lambda scope: MemoryTransport(hub, scope.index, keep=scope.keep)
-        )
-        for index in range(spec.replicas.count)
-    }
     results: dict[str, dict[str, Any]] = {}
-    while len(results) < len(turns):
-        for name, turn in turns.items():
-            if name not in results:
-                try:
-                    next(turn)
-                except StopIteration as end:
-                    results[name] = end.value
+    for name, end in _ends_in_turns(run, fence, lambda: False):
+        if isinstance(end, Exception):
+            raise end
+        results[name] = end
     return results
 
 
-def _in_this_process(run: RunDir, fence: int) -> dict[str, ReplicaOutcome]:
-    """The job's own replicas in turns, then those of its controls, which need no turns. An error of a control is its
-    own; one of the job's replicas is raised."""
-    spec = run.read_spec()
-    outcomes = {name: ReplicaOutcome(**entry) for name, entry in run_in_turns(run, fence).items()}
+def _ends_in_turns(
+    run: RunDir, fence: int, should_stop: Callable[[], bool]
+) -> Generator[tuple[str, dict[str, Any] | Exception]]:
+    """Of each replica as it ends, its name and its entry of `result.json`; or its error, which is the last: the others
+    would wait for its turns."""
+    from codistill.replica import replica_turns  # torch is slow to import, and a supervisor needs none
+
+    hub = Hub()
+    turns = {
+        replica_name(index): replica_turns(
+            run,
+            fence=fence,
+            index=index,
+            connect=lambda scope: MemoryTransport(hub, scope.index, keep=scope.keep),
+            should_stop=should_stop,
+        )
+        for index in range(run.read_spec().replicas.count)
+    }
+    try:
+        while turns:
+            for name, turn in list(turns.items()):
+                try:
+                    next(turn)
+                except StopIteration as end:
+                    del turns[name]
+                    yield name, end.value
+                except Exception as error:
+                    yield name, error
+                    return
+    finally:
+        for turn in turns.values():
+            turn.close()
+
+
+def _in_this_process(run: RunDir, fence: int) -> tuple[dict[str, ReplicaOutcome], Reason | None]:
+    """The job's own replicas in turns, then those of its controls, which need no turns; with the reason when the
+    attempt as a whole gave up. An error of a control is its own, one of the job's replicas ends all."""
+    spec, began = run.read_spec(), time.monotonic()
+    outcomes: dict[str, ReplicaOutcome] = {}
+    reason: Reason | None = None
+
+    def late() -> Reason | None:
+        return overdue(spec, time.monotonic() - began, ())
+
+    def should_stop() -> bool:
+        return late() is not None
+
+    for name, end in list(_ends_in_turns(run, fence, should_stop)):  # all are closed, and have told how far they came
+        if not isinstance(end, Exception):
+            outcomes[name] = ReplicaOutcome(**end)
+            continue
+        traceback.print_exception(end)
+        outcomes[name] = _so_far("failed", run, fence, name, f"{type(end).__name__}: {end}")
+        reason = Reason("replica_failed", f"{name} failed: {outcomes[name].error}", name)
+        for other in {replica_name(index) for index in range(spec.replicas.count)} - set(outcomes):
+            outcomes[other] = _so_far("cancelled", run, fence, other, f"{name} failed beside it")
     if may_follow(outcomes):
         for arm in spec.controls:
             for index in range(spec.replicas.count):
-                outcomes[replica_name(index, arm)] = _control_here(run, fence, index, arm)
-    return outcomes
+                outcomes[replica_name(index, arm)] = _control_here(run, fence, index, arm, should_stop)
+    if any(one.outcome == "cancelled" for one in outcomes.values()) and not run.stop_requested(fence):
+        reason = reason or late()
+    return outcomes, reason
 
 
-def _control_here(run: RunDir, fence: int, index: int, arm: Arm) -> ReplicaOutcome:
+def _control_here(run: RunDir, fence: int, index: int, arm: Arm, should_stop: Callable[[], bool]) -> ReplicaOutcome:
     from codistill.replica import train_replica
 
     try:
@@ -119,11 +162,16 @@ def _control_here(run: RunDir, fence: int, index: int, arm: Arm) -> ReplicaOutco
                 index=index,
                 arm=arm,
                 connect=lambda scope: MemoryTransport(hub, scope.index, keep=scope.keep),
+                should_stop=should_stop,
             )
         )
     except Exception as error:
-        step = (run.read_heartbeats(fence).get(replica_name(index, arm)) or {}).get("step", 0)
-        return ReplicaOutcome("failed", steps=step, incarnations=1, error=f"{type(error).__name__}: {error}")
+        return _so_far("failed", run, fence, replica_name(index, arm), f"{type(error).__name__}: {error}")
+
+
+def _so_far(outcome: str, run: RunDir, fence: int, name: str, error: str) -> ReplicaOutcome:
+    step = (run.read_heartbeats(fence).get(name) or {}).get("step", 0)
+    return ReplicaOutcome(outcome, steps=step, incarnations=1, error=error)
 
 
 def _report(result: dict[str, Any]) -> int:

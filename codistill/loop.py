@@ -22,8 +22,11 @@ from codistill.work import OpenGroup, PhaseInProgress
 Targets = Mapping[str, Sequence[Outputs]]
 
 
+WHAT_TO_DO = "lower the learning rate or set training.clip_norm"
+
+
 class TrainingDiverged(RuntimeError):
-    """The loss of a step is not a finite number."""
+    """The loss of a step, or what it left, is not a finite number."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,7 @@ def finite(stats: Mapping[str, Tensor], step: int) -> dict[str, float]:
     """The statistics as numbers; raises `TrainingDiverged` when the loss is not one."""
     numbers = {name: float(value) for name, value in stats.items()}
     if not math.isfinite(numbers["train/loss"]):
-        raise TrainingDiverged(
-            f"the loss after step {step} is {numbers['train/loss']}; lower the learning rate or set training.clip_norm"
-        )
+        raise TrainingDiverged(f"the loss after step {step} is {numbers['train/loss']}; {WHAT_TO_DO}")
     return numbers
 
 

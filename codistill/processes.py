@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -70,10 +71,9 @@ class ReplicaProcesses:
         """Why it ended with `code`, in one sentence."""
         if code < 0:
             return f"killed by signal {signal.Signals(-code).name}"
-        for rank, process in enumerate(self._processes):
-            lines = _read_lines(self._output(rank)) if process.exitcode == code else []
-            if lines:  # of a traceback, its last line, without the module that the error is from
-                return re.sub(r"^[\w.]+\.(?=\w+: )", "", lines[-1])
+        ended = [self._output(rank) for rank, process in enumerate(self._processes) if process.exitcode == code]
+        if (words := first_words(ended)) is not None:
+            return words
         return "lost: the process that it was forked from has ended" if code == LOST else f"ended with exit code {code}"
 
     def _output(self, rank: int) -> Path:
@@ -83,8 +83,18 @@ class ReplicaProcesses:
         self._rendezvous.unlink(missing_ok=True)
 
 
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().strip().splitlines()
-    except OSError:
-        return []
+def first_words(outputs: Iterable[Path]) -> str | None:
+    """What ranks that ended with an error say of it, by what they printed; None when that is nothing. Heard is the
+    rank that fell silent first: the others may only have lost it."""
+    said = sorted((path.stat().st_mtime_ns, path) for path in outputs if path.exists())
+    return next((words for _, path in said if (words := error_in(path.read_text(errors="replace")))), None)
+
+
+def error_in(text: str) -> str:
+    """The error that a process ended with, as its output tells it: of the last traceback the first line of the error's
+    message, without the module that it is from; where there is none, the last line; empty when there is no line."""
+    lines = text.strip().splitlines()
+    begin = max((number for number, line in enumerate(lines) if "Traceback (most recent" in line), default=len(lines))
+    # Frames are indented; a message of several lines ends with advice, as those of CUDA do.
+    errors = (line for line in lines[begin + 1 :] if re.match(r"[A-Za-z_][\w.]*(: |$)", line))
+    return re.sub(r"^[\w.]+\.(?=\w+: )", "", next(errors, lines[-1] if lines else ""))

@@ -1,18 +1,19 @@
 """All replicas of an attempt as processes of this machine: started, started again when they die, and stopped.
 
-The job's own replicas train side by side; once all of them have ended well, each control arm does, in turn.
+The job's own replicas train side by side; once all of them have ended well, each control arm does, in turn. Whoever has
+not stopped a while after being asked to, or by a second signal, is killed.
 """
 
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from codistill.controls import may_follow
+from codistill.deadlines import overdue
 from codistill.outcome import Reason, ReplicaOutcome
 from codistill.processes import ReplicaProcesses
 from codistill.progress import progress_lines
@@ -22,6 +23,10 @@ from codistill.spec import Arm, JobSpec, replica_name
 
 POLL_S = 0.1
 PROGRESS_S = 2.0
+KILL_AFTER_S = 25.0
+"""Time for a last checkpoint after a stop was asked for."""
+ECHO_S = 0.5
+"""Signals that come sooner after the first are the same one: `timeout` sends it to its child and to the whole group."""
 
 
 @dataclass
@@ -45,14 +50,16 @@ class Supervisor:
 
     def __init__(self, run: RunDir, spec: JobSpec, fence: int) -> None:
         self._run, self._spec, self._fence = run, spec, fence
-        self._deadline = time.monotonic() + spec.limits.max_runtime_s
-        self._next_progress = time.monotonic() + PROGRESS_S
-        self._stopping = threading.Event()
+        self._began = self._arm_began = time.monotonic()
+        self._next_progress = self._began + PROGRESS_S
+        self._unstarted: set[str] = set()
+        self._signals: list[float] = []
+        self._stop_since: float | None = None
         self._reason: Reason | None = None
 
     def until_all_ended(self) -> tuple[dict[str, ReplicaOutcome], Reason | None]:
         """Train every arm; with the reason when the attempt as a whole gave up."""
-        with _signals_set(self._stopping):
+        with _noting_signals(self._signals):
             outcomes = self._train("replica")
             if may_follow(outcomes):
                 for control in self._spec.controls:
@@ -63,10 +70,13 @@ class Supervisor:
 
     def _train(self, arm: Arm) -> dict[str, ReplicaOutcome]:
         children = [Child(index, arm) for index in range(self._spec.replicas.count)]
+        self._arm_began, self._unstarted = time.monotonic(), {child.name for child in children}
         try:
             while any(child.outcome is None for child in children):
+                self._note_first_steps(children)
                 self._look_for_reasons_to_stop()
                 self._tend(children)
+                self._end_what_does_not_stop(children)
                 self._show()
                 time.sleep(POLL_S)
         finally:
@@ -75,15 +85,48 @@ class Supervisor:
                     child.processes.kill()
         return {child.name: child.outcome for child in children if child.outcome is not None}
 
+    def _note_first_steps(self, children: Sequence[Child]) -> None:
+        if self._unstarted:
+            beats = self._run.read_heartbeats(self._fence)
+            self._unstarted -= {name for name, beat in beats.items() if beat["first_step_at"] is not None}
+            self._unstarted -= {child.name for child in children if child.outcome is not None}
+
     def _look_for_reasons_to_stop(self) -> None:
-        late = time.monotonic() > self._deadline
-        if self._run.stop_requested(self._fence) or not (late or self._stopping.is_set()):
+        if self._stop_since is not None:
             return
-        if not self._stopping.is_set():
-            limit_s = self._spec.limits.max_runtime_s
-            self._reason = Reason("max_runtime", f"it ran longer than limits.max_runtime_s = {limit_s:g}")
-        print("stopping: each replica writes a last checkpoint", flush=True)
-        self._run.request_stop(self._fence)
+        now = time.monotonic()
+        if not self._run.stop_requested(self._fence):
+            if not self._signals:
+                self._reason = overdue(self._spec, now - self._began, ()) or overdue(
+                    self._spec, now - self._arm_began, self._unstarted
+                )
+                if self._reason is None:
+                    return
+            print("stopping: each replica writes a last checkpoint", flush=True)
+            self._run.request_stop(self._fence)
+        self._stop_since = now
+
+    def _end_what_does_not_stop(self, children: Sequence[Child]) -> None:
+        if self._stop_since is None:
+            return
+        if self._signals and self._signals[-1] - self._signals[0] > ECHO_S:
+            why = "killed at a second signal"
+        elif time.monotonic() - self._stop_since > KILL_AFTER_S:
+            why = f"killed, since it had not stopped {KILL_AFTER_S:g} s after it was asked to"
+        else:
+            return
+        for child in children:
+            if child.outcome is None and child.processes is not None:
+                child.processes.kill()
+                error = f"{why}; what it did after its last checkpoint is lost"
+                print(f"{child.name}: {error}", flush=True)
+                child.outcome = ReplicaOutcome(
+                    "cancelled", steps=self._step(child), incarnations=len(child.failures) + 1, error=error
+                )
+
+    def _step(self, child: Child) -> int:
+        """Updates that it had completed when it was last heard of."""
+        return (self._run.read_heartbeats(self._fence).get(child.name) or {}).get("step", 0)
 
     def _show(self) -> None:
         if time.monotonic() >= self._next_progress:
@@ -116,7 +159,7 @@ class Supervisor:
         if code == 0 and entry is not None:
             child.outcome = ReplicaOutcome(**entry)
             return
-        step = (self._run.read_heartbeats(self._fence).get(child.name) or {}).get("step", 0)
+        step = self._step(child)
         child.failures.append(Failure(step, ended.last_words(code), died=code < 0))
         print(f"{child.name}: {child.failures[-1].error}", flush=True)
         match after_failure(child.failures, self._spec.limits.max_failures):
@@ -127,9 +170,13 @@ class Supervisor:
 
 
 @contextmanager
-def _signals_set(stopping: threading.Event) -> Generator[None]:
-    """Within it, Ctrl-C and SIGTERM set `stopping`."""
-    previous = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+def _noting_signals(at: list[float]) -> Generator[None]:
+    """Within it, Ctrl-C and SIGTERM add the moment to `at` and do nothing else."""
+
+    def note(*_: object) -> None:
+        at.append(time.monotonic())
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

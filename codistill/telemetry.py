@@ -78,7 +78,8 @@ class Telemetry:
 
     def measured(self, values: dict[str, float]) -> None:
         """Show the newest value of each metric."""
-        self.beat.metrics |= {name: value if math.isfinite(value) else None for name, value in values.items()}
+        newest = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.beat.metrics = self.beat.metrics | newest  # a new one: the thread may be walking over the old
         self.beat.loss = self.beat.metrics.get("train/loss")
 
     def close(self, state: str = "ended") -> None:
@@ -91,9 +92,15 @@ class Telemetry:
 
     def _work(self) -> None:
         while not self._closing.wait(INTERVAL_S):
-            if self._run.stop_requested(self.beat.fence) or self._run.superseded(self.beat.fence):
-                self._stop.set()
-            self._write()
+            for task in (self._listen, self._write):
+                try:
+                    task()
+                except Exception as error:  # a file system that fails for a while must not make the replica look dead
+                    log.warning("the heartbeat goes on after %s: %s", type(error).__name__, error)
+
+    def _listen(self) -> None:
+        if self._run.stop_requested(self.beat.fence) or self._run.superseded(self.beat.fence):
+            self._stop.set()
 
     def _write(self) -> None:
         if self._rank > 0:

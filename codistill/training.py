@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ from codistill.exchange.snapshot import SnapshotId
 from codistill.exchange.terms import StopRequested
 from codistill.exchange.transport import Connect
 from codistill.export import write_export
-from codistill.loop import Surroundings, train_phase
+from codistill.loop import WHAT_TO_DO, Surroundings, TrainingDiverged, train_phase
 from codistill.memory import MemoryGauge, process_bytes
 from codistill.methods import plan
 from codistill.notebook import Notebook
@@ -222,6 +223,9 @@ class ReplicaTraining:
 
     def _save(self, number: int, work: PhaseInProgress) -> None:
         self._agree_on_buffers(work)
+        step = self._before(number) + work.step
+        if self.ranks.any(not work.is_finite):  # before it takes the place of one that is
+            raise TrainingDiverged(f"the weights after step {step} are not finite; {WHAT_TO_DO}")
         tensors = work.tensors()
         if not self.ranks.leads:
             return
@@ -234,7 +238,6 @@ class ReplicaTraining:
             "counters": vars(self.notebook.counters),
             "seconds": self._seconds(),
         }
-        step = self._before(number) + work.step
         checkpoint = Checkpoint(self.me.fence, step, {**tensors, **finished}, values)
         path = save(self.run.checkpoints(self.name), checkpoint)
         log.info("step %d: checkpoint %s", step, path.name)
@@ -253,6 +256,9 @@ class ReplicaTraining:
         if not self.notebook.results:  # resumed after the last step: the survey was made by an earlier incarnation
             for survey in phase.surveys:
                 self.notebook.survey(survey, self._before(len(self.phases)), learner, self.device)
+        for name, value in self.notebook.results.items():
+            if not math.isfinite(value):  # neither the export nor `result.json` could hold it
+                raise TrainingDiverged(f"{name} after step {self._before(len(self.phases))} is {value}; {WHAT_TO_DO}")
         if not self.ranks.leads:
             return
         splits: tuple[SplitName, ...] = ("validation", "test")

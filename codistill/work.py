@@ -110,6 +110,14 @@ class PhaseInProgress:
         """Teachers and exchange rules that are open."""
         return {**self.teachers, **self.rules}
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all that a checkpoint holds of the learner is. Where it is, its device is waited for once."""
+        held = [tensor for tensor in self.learner.state_dict().values() if tensor.is_floating_point()]
+        if bool(nn.utils.get_total_norm(held).isfinite()):
+            return True
+        return all(bool(tensor.isfinite().all()) for tensor in held)  # the squares alone may have been too large
+
     def clear_gradients(self) -> None:
         """Of all that is trained; what is frozen has none."""
         for group in self.groups.values():

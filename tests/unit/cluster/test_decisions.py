@@ -12,11 +12,11 @@ from cluster.decisions import (
     LEAVE_AFTER_S,
     LifeSign,
     outcome_from_beat,
-    overdue,
     refusal,
     rung,
 )
 from codistill.capacity import Node
+from codistill.deadlines import overdue
 from codistill.restarts import Failure, GiveUp, Retry, after_failure
 from codistill.spec import JobSpec, Limits, Replicas
 from codistill.spec_errors import parse_spec

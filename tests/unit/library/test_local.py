@@ -16,6 +16,7 @@ import pytest
 
 from codistill import records
 from codistill.local import main
+from codistill.peers import PeerTeachers
 from codistill.progress import progress_line
 from codistill.replay import replay
 from codistill.run_dir import RunDir, read_json
@@ -205,7 +206,7 @@ def test_training_that_diverges_fails_with_its_cause(tmp_path: Path, capsys: pyt
     result = read_json(RunDir(tmp_path, "job").result(1))
     assert result is not None
     assert result["reason"]["code"] == "replica_failed"
-    assert "replica-0 failed: TrainingDiverged: the loss after step" in result["reason"]["message"]
+    assert "replica-0 failed: TrainingDiverged: the weights after step 5" in result["reason"]["message"]
     assert result["replicas"]["replica-0"]["incarnations"] == 2
     assert "Traceback" not in capsys.readouterr().out
 
@@ -217,6 +218,43 @@ def test_memory_transport_takes_turns_in_one_process(tmp_path: Path, capsys: pyt
     assert result is not None
     assert result["replicas"]["replica-1"]["steps"] == 12
     assert "hears replica-0 v10" in capsys.readouterr().out
+
+
+def test_in_one_process_the_error_of_one_ends_the_attempt_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = PeerTeachers.report
+
+    def fail(self: PeerTeachers) -> Any:
+        if self.steps_done == 6:
+            raise RuntimeError("out of luck")
+        return report(self)
+
+    monkeypatch.setattr(PeerTeachers, "report", fail)
+    (tmp_path / "spec.json").write_text(small_spec(exchange={"transport": {"kind": "memory"}}).model_dump_json())
+    assert main([str(tmp_path / "spec.json"), "--storage", str(tmp_path), "--job", "job"]) == 100
+    result = read_json(RunDir(tmp_path, "job").result(1)) or {}
+    assert (result["outcome"], result["reason"]["code"]) == ("failed", "replica_failed")
+    assert result["reason"]["message"] == "replica-0 failed: RuntimeError: out of luck"
+    assert [(entry["outcome"], entry["steps"]) for entry in result["replicas"].values()] == [
+        ("failed", 6),
+        ("cancelled", 5),
+    ]
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_in_one_process_too_a_job_ends_in_time(tmp_path: Path) -> None:
+    late = {"exchange": {"transport": {"kind": "memory"}}, "limits": {"max_runtime_s": 1e-9}, "controls": ["solo"]}
+    (tmp_path / "spec.json").write_text(small_spec(**late).model_dump_json())
+    assert main([str(tmp_path / "spec.json"), "--storage", str(tmp_path), "--job", "job"]) == 100
+    run = RunDir(tmp_path, "job")
+    result = read_json(run.result(1)) or {}
+    assert (result["outcome"], result["reason"]["code"]) == ("failed", "max_runtime")
+    assert {name: entry["outcome"] for name, entry in result["replicas"].items()} == {
+        "replica-0": "cancelled",
+        "replica-1": "cancelled",
+    }
+    assert len(list(run.root.glob("checkpoints/*/*/manifest.json"))) == 2
 
 
 @pytest.mark.parametrize(

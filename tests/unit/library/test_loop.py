@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from codistill import evaluate
 from codistill.batch import Batch, Outputs
 from codistill.companion import Teacher
 from codistill.describe import describe
@@ -20,11 +23,15 @@ from codistill.losses import IGNORED
 from codistill.numerics import Numerics
 from codistill.peers import PeerTeachers
 from codistill.phase import Artifacts, Group, Learner, Loss, Phase, Step, Update
-from codistill.ranks import ALONE
+from codistill.ranks import ALONE, Ranks
 from codistill.schedules import open_schedule
 from codistill.spec import Constant, Cosine, Linear, Milestones
-from codistill.work import PhaseInProgress
+from codistill.work import OpenGroup, PhaseInProgress
 from tests.support import fingerprint, new_run, run_in_turns, small_spec
+
+ALONE_QUIETLY: dict[str, Any] = {
+    "method": {"kind": "solo"}, "replicas": {"count": 1}, "training": {"log_interval_steps": 100},
+}  # fmt: skip
 
 
 def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -248,3 +255,49 @@ def test_the_finished_model_is_left_to_those_still_training(tmp_path: Path, mode
     results = run_in_turns(new_run(tmp_path, small_spec(training={"steps": steps}, exchange={"mode": mode})))
     snapshot = results[0]["bytes_sent"] / sent
     assert snapshot == describe(small_spec())["bytes_per_snapshot"]
+
+
+@pytest.mark.parametrize(("poisoned", "noticed", "left"), [(7, 10, [5]), (11, 12, [5, 10])])
+def test_weights_that_are_no_numbers_take_the_place_of_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, poisoned: int, noticed: int, left: list[int]
+) -> None:
+    """Neither of one between nor of the last, before which the loss was a number still."""
+    step_once = OpenGroup.step
+
+    def step_badly(self: OpenGroup, step: int, scaler: Any) -> None:
+        step_once(self, step, scaler)
+        if step == poisoned:
+            next(iter(self.parameters.values())).data.fill_(float("nan"))
+
+    monkeypatch.setattr(OpenGroup, "step", step_badly)
+    run = new_run(tmp_path, small_spec(**ALONE_QUIETLY))
+    with pytest.raises(TrainingDiverged, match=f"the weights after step {noticed} are not finite; lower the learning"):
+        run_in_turns(run)
+    assert sorted(path.name for path in run.checkpoints("replica-0").iterdir()) == [f"0001-{n:012d}" for n in left]
+
+
+def test_a_quality_that_is_no_number_ends_training_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "sums", lambda logits, labels: {"count": 1.0, "correct": 0.0, "nats": math.inf})
+    with pytest.raises(TrainingDiverged, match="eval/log_loss after step 12 is inf; lower the learning rate"):
+        run_in_turns(new_run(tmp_path, small_spec(**ALONE_QUIETLY)))
+
+
+def test_a_rank_whose_weights_are_numbers_saves_nothing_where_anothers_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one would wait for ever for the other."""
+    monkeypatch.setattr(Ranks, "any", lambda self, mine: True)  # of which another rank told, so of a stop
+    run = new_run(tmp_path, small_spec(**ALONE_QUIETLY))
+    with pytest.raises(TrainingDiverged, match="the weights after step 0"):
+        run_in_turns(run)
+    assert not run.checkpoints("replica-0").exists()
+
+
+def test_large_weights_are_finite_and_buffers_count() -> None:
+    what = phase(two_parts(), {"net": group("net.*")}, [show_sum("net")])
+    work = PhaseInProgress.begin(what, what.learner(Artifacts()))
+    with torch.no_grad():
+        work.learner["net"].weight.fill_(1e30)
+    assert work.is_finite, "though its square is not"
+    work.learner["other"].register_buffer("seen", torch.tensor([0.0, float("nan")]))
+    assert not work.is_finite
