@@ -75,7 +75,7 @@ def train_phase(
         if phase.adapt is not None:
             work.state = phase.adapt(work.state, around.ranks.means(stats))
         if work.average is not None:
-            work.average.update_parameters(work.learner)
+            work.average.update(work.learner)
         work.step = step + 1
         yield step
         last = work.step == phase.steps
