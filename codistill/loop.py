@@ -78,7 +78,7 @@ def train_phase(
         batch = batch.to(around.numerics.device)
         stats = train_step(phase, work, parts, batch, around)
         if work.average is not None:
-            work.average.update_parameters(work.learner)
+            work.average.update(work.learner)
         work.step = step + 1
         yield step
         last = work.step == phase.steps

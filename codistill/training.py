@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from codistill.batch import Batch
 from codistill.checkpoint import Checkpoint, load, load_newest, readable_in, save
 from codistill.data.loader import read_ahead
-from codistill.data.split import SplitName, in_order
+from codistill.data.split import SplitName, check_none_is_empty, in_order
 from codistill.environment import write_environment
 from codistill.evaluate import write_predictions
 from codistill.exchange.opening import Member, OpenMailbox, open_mailbox
@@ -63,6 +63,7 @@ class ReplicaTraining:
     ) -> None:
         self.run, self.spec, self.me, self.outside, self.name = run, spec, me, outside, name
         self.recipe: Recipe = open_recipe(spec)
+        check_none_is_empty(self.recipe.split)
         self.ranks, self.device = outside.ranks, outside.numerics.device
         self.replica = Replica(me.replica, spec.replicas.count, spec.seed, self.ranks.rank, self.ranks.count)
         self.phases = plan(spec, self.recipe, self.replica)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from codistill.checkpoint import pack_optimizer, unpack_optimizer
 from codistill.companion import Companion, Teacher
+from codistill.moving_average import MovingAverage
 from codistill.phase import Group, Learner, Phase, State
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class PhaseInProgress:
     learner: Learner
     groups: dict[str, OpenGroup]
     state: State
-    average: AveragedModel | None = None
+    average: MovingAverage | None = None
     """The moving average of the learner's weights, if one is kept."""
     teachers: dict[str, Teacher] = field(default_factory=dict[str, Teacher])
     rules: dict[str, Companion] = field(default_factory=dict[str, Companion])
@@ -95,7 +95,7 @@ class PhaseInProgress:
             parameter.requires_grad_(id(parameter) in trained)
         work = PhaseInProgress(learner, groups, phase.state())
         if ema_decay is not None:
-            work.average = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+            work.average = MovingAverage(learner, ema_decay)
         if scaler is not None:
             work.scaler = scaler
         return work
@@ -103,7 +103,7 @@ class PhaseInProgress:
     @property
     def served(self) -> Learner:
         """What is evaluated and exported: the average where there is one."""
-        return self.learner if self.average is None else cast(Learner, self.average.module)
+        return self.learner if self.average is None else self.average.module
 
     @property
     def companions(self) -> dict[str, Companion]:
@@ -143,7 +143,7 @@ class PhaseInProgress:
         for name, group in self.groups.items():
             group.restore(tensors[f"optimizer.{name}"], values["optimizers"][name])
         if self.average is not None:
-            self.average.load_state_dict(dict(tensors["average"]))
+            self.average.load_state_dict(tensors["average"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(dict(values["scaler"]))
         self.step = int(values["step"])

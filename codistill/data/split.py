@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -69,6 +69,17 @@ class Part:
 
     def read(self, ids: Tensor, stream: tuple[Name, ...] | None = None) -> Batch:
         return self.whole.read(ids, stream)
+
+
+def check_none_is_empty(split: Callable[[SplitName], Split]) -> None:
+    """Looks at all splits before anything is trained: the last of them is asked for once all is trained. Raises
+    `ValueError` for one without samples, and what asking for one raises."""
+    for name in get_args(SplitName):
+        if len(split(name).ids) == 0:
+            raise ValueError(
+                f"the data have no samples of split '{name}'; to train and to evaluate takes some of 'train',"
+                " 'validation' and 'test' each"
+            )
 
 
 def held_out(split: Split, size: int) -> tuple[Part, Part]:

@@ -19,7 +19,9 @@ from codistill.data.loader import BY_VALUE_BYTES, TrainingBatches, read_ahead, t
 from codistill.data.split import TensorSplit, draw_ids, in_order
 from codistill.phase import Replica
 from codistill.randomness import Name, hashes, stream_seed, uniforms
+from codistill.recipes import digits
 from codistill.spec import Disjoint, Loader, SameSet
+from tests.support import new_run, run_in_turns, small_spec
 
 IDS = torch.arange(100, 150)
 
@@ -165,3 +167,15 @@ def test_a_phase_of_another_name_shows_the_same_samples_in_another_order_and_aug
     assert first.tolist() != second.tolist()
     shown = [dict(zip(batch.ids.tolist(), batch.views["x"].flatten().tolist(), strict=True)) for batch in phases]
     assert all(shown[0][sample] != shown[1][sample] for sample in shown[0])
+
+
+@pytest.mark.parametrize("size", ["VALIDATION_SIZE", "TEST_SIZE"])
+def test_a_split_without_samples_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    monkeypatch.setattr(digits, size, 0)
+    run = new_run(tmp_path, small_spec(method={"kind": "solo"}))
+    name = size.partition("_")[0].lower()
+    with pytest.raises(ValueError, match=f"the data have no samples of split '{name}'; to train and to evaluate takes"):
+        run_in_turns(run)
+    assert not run.checkpoints("replica-0").exists()

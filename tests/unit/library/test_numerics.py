@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from codistill.loop import train_step
 from codistill.methods.common import groups
+from codistill.moving_average import MovingAverage
 from codistill.numerics import Numerics, device_of, set_up_process, wrap
 from codistill.peers import PeerTeachers
 from codistill.phase import Artifacts, Learner, Loss, Phase, Step, Update
@@ -103,12 +106,45 @@ def test_the_average_follows_the_weights() -> None:
     for step in range(4):
         train_step(what, work, parts, batch(step), around())
         assert work.average is not None
-        work.average.update_parameters(work.learner)
+        work.average.update(work.learner)
         now = work.learner["net"].weight.detach().clone()
         expected = now if expected is None else 0.75 * expected + 0.25 * now
     assert expected is not None
     torch.testing.assert_close(work.served["net"].weight.detach(), expected)
     assert not torch.equal(work.served["net"].weight, work.learner["net"].weight)
+
+
+class Waits(TorchDispatchMode):
+    """Notes what on a GPU would wait for it: copies between devices, and numbers read out of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten._to_copy.default):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_average_is_torchs_bit_for_bit_goes_on_where_it_was_and_waits_for_nothing() -> None:
+    learner = Learner({"net": nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))})
+    torchs = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    ours = MovingAverage(learner, 0.9)
+    for step in range(5):
+        with torch.no_grad():
+            for tensor in learner.state_dict().values():
+                tensor.copy_(torch.full_like(tensor, step) + torch.randn(tensor.shape))
+        if step == 3:  # a checkpoint, of torch's too, is where both go on
+            ours = MovingAverage(learner, 0.9)
+            ours.load_state_dict(torchs.state_dict())
+        torchs.update_parameters(learner)
+        with Waits() as waits:
+            ours.update(learner)
+        assert waits.seen == []
+        kept, expected = ours.state_dict(), torchs.state_dict()
+        assert list(kept) == list(expected)
+        assert all(torch.equal(kept[name], expected[name]) for name in expected)
 
 
 def test_the_average_is_what_is_exported_and_not_what_is_trained(tmp_path: Path) -> None:
