@@ -10,6 +10,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,8 +61,9 @@ def drive(run: RunDir, fence: int, say: Callable[[str], None]) -> int:
 
     attempt = Attempt(run, fence, say=say)
     # Only now: ray.init has installed handlers of its own.
+    note = noting(attempt.signals)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _: attempt.signals.append(received))
+        signal.signal(number, note)
     try:
         result = attempt.execute()
     except StorageError as error:
@@ -72,6 +74,24 @@ def drive(run: RunDir, fence: int, say: Callable[[str], None]) -> int:
     reason = result["reason"]
     say(f"{run.job_id}: {result['outcome']}" + (f": {reason['message']}" if reason else ""))
     return 0
+
+
+ECHO_S = 0.5
+"""Signals that come sooner after one are the same: `timeout` sends its own to its child and to the whole group."""
+
+
+def noting(signals: list[int], clock: Callable[[], float] = time.monotonic) -> Callable[[int, object], None]:
+    """A signal handler that adds to `signals`."""
+    last = float("-inf")
+
+    def note(number: int, _frame: object) -> None:
+        nonlocal last
+        now = clock()
+        if now - last >= ECHO_S:
+            signals.append(number)
+        last = now
+
+    return note
 
 
 class Speaker:

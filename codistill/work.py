@@ -112,11 +112,14 @@ class PhaseInProgress:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all that a checkpoint holds of the learner is. Where it is, its device is waited for once."""
+        """Whether all numbers that a checkpoint holds of the learner are. Where they are, its device is waited for
+        once."""
         held = [tensor for tensor in self.learner.state_dict().values() if tensor.is_floating_point()]
         if bool(nn.utils.get_total_norm(held).isfinite()):
             return True
-        return all(bool(tensor.isfinite().all()) for tensor in held)  # the squares alone may have been too large
+        # The squares alone may have been too large; and a buffer may be infinite on purpose, as a mask is.
+        weights = all(bool(tensor.isfinite().all()) for tensor in self.learner.parameters())
+        return weights and not any(bool(tensor.isnan().any()) for tensor in held)
 
     def clear_gradients(self) -> None:
         """Of all that is trained; what is frozen has none."""

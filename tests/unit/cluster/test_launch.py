@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster import launch
-from cluster.launch import Speaker
+from cluster.launch import Speaker, noting
 
 GOOD = '{"training": {"steps": 10}}'
 
@@ -63,6 +63,14 @@ def test_job_that_does_not_exist(arguments: list[str], capsys: pytest.CaptureFix
 def test_bad_job_id(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     arguments[3] = "../elsewhere"
     assert "is not an id" in refused(arguments, capsys)
+
+
+def test_an_echo_of_a_signal_is_no_second_one() -> None:
+    signals, times = list[int](), iter([3.0, 3.1, 9.0])
+    note = noting(signals, lambda: next(times))
+    for number in (15, 15, 2):
+        note(number, None)
+    assert signals == [15, 2]
 
 
 def test_speaker_goes_on_when_nobody_listens() -> None:

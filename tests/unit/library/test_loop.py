@@ -299,5 +299,7 @@ def test_large_weights_are_finite_and_buffers_count() -> None:
     with torch.no_grad():
         work.learner["net"].weight.fill_(1e30)
     assert work.is_finite, "though its square is not"
+    work.learner["other"].register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+    assert work.is_finite, "on purpose"
     work.learner["other"].register_buffer("seen", torch.tensor([0.0, float("nan")]))
     assert not work.is_finite
