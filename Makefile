@@ -41,13 +41,12 @@ $(READY): $(RUNS) requirements/dev.lock
 demo: $(RUNS)
 	$(BIN)/codistill demo
 
-# Side by side what needs no more than a process; then, one after another, what shares a cluster of Ray, and what starts
-# a service or a cluster. The two lanes can also be run beside each other (`make -j2 lane-ray lane-service`): both fill
-# the processors, so that little time is won.
+# Side by side what needs no more than a process; then two lanes at once, each one test after another: what shares a
+# cluster of Ray, and what starts a service or a cluster. Each waits for processes a good part of its time.
 test: $(READY)
 	$(BIN)/python -m pytest -m "not alone" -n auto --maxprocesses 4 --dist worksteal
-	$(BIN)/python -m pytest -m lane_ray
-	$(BIN)/python -m pytest -m lane_service
+	@echo "now, at the same time, what runs on Ray and what starts a service; each lane's output follows when it has ended"
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lane-ray lane-service
 
 lane-ray: $(READY)
 	$(BIN)/python -m pytest -m lane_ray

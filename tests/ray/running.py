@@ -55,7 +55,7 @@ def beside(run: RunDir, **settings: Any) -> Generator[Callable[[], dict[str, Any
     thread.start()
 
     def ended() -> dict[str, Any]:
-        thread.join(timeout=150)
+        thread.join(timeout=300)
         assert results, "the attempt has not ended"
         return results[0]
 
@@ -67,7 +67,7 @@ def beside(run: RunDir, **settings: Any) -> Generator[Callable[[], dict[str, Any
             thread.join(timeout=40)
 
 
-def until(condition: Callable[[], Any], limit_s: float = 90.0) -> Any:
+def until(condition: Callable[[], Any], limit_s: float = 180.0) -> Any:
     """Wait for `condition` to be true, and answer what it said."""
     deadline = time.monotonic() + limit_s
     while not (answer := condition()):

@@ -78,7 +78,7 @@ def test_sigterm_is_answered_with_a_checkpoint_though_nobody_reads_the_output(ra
 def test_replicas_on_two_nodes_hear_each_other(tmp_path: Path) -> None:
     """In a process of its own, since this one is attached to the shared cluster."""
     command = [sys.executable, "-m", "tests.ray.two_nodes", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
     result = read_json(RunDir(tmp_path, "job").result(1))
     assert result["outcome"] == "succeeded"

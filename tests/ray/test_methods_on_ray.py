@@ -125,7 +125,7 @@ def test_killed_in_each_phase_they_end_bit_for_bit_as_in_one_process(tmp_path: P
         ends = {kind: stack.enter_context(beside(run)) for kind, run in runs.items()}
         to_kill = [(kind, n) for kind, spec in specs.items() for n in range(spec.total_steps // STEPS)]
         while to_kill:
-            until(lambda: kill_one(runs, to_kill), limit_s=150)
+            until(lambda: kill_one(runs, to_kill), limit_s=300)
         results = {kind: ended() for kind, ended in ends.items()}
     for kind, spec in specs.items():
         entry = results[kind]["replicas"]["replica-0"]

@@ -48,7 +48,7 @@ class Service:
         words += ["--max-disk-percent", "100"]  # the disk is anybody's
         with self.log.open("a") as log:
             self.process = subprocess.Popen(self.command(*words), stdout=log, stderr=log, env=self.environment)
-        until("the service is ready", self._ready, 120)
+        until("the service is ready", self._ready, 200)
 
     def _ready(self) -> bool:
         assert self.process is not None
@@ -88,7 +88,7 @@ class Service:
     def run_of(self, job_id: str) -> RunDir:
         return RunDir(self.home / "runs", job_id)
 
-    def wait_state(self, job_id: str, state: State, timeout_s: float = 120) -> RemoteJob:
+    def wait_state(self, job_id: str, state: State, timeout_s: float = 200) -> RemoteJob:
         def reached() -> RemoteJob | None:
             job = self.client.show(job_id)
             assert not job.ended or job.state is state, (job.state, job.reason, self.driver_log(job_id))
@@ -101,10 +101,10 @@ class Service:
             beats = self.run_of(job_id).read_heartbeats(fence).values()
             return len(beats) == 2 and all(beat["step"] >= step for beat in beats)
 
-        until(f"{job_id} is at step {step} of attempt {fence}", reached, 120)
+        until(f"{job_id} is at step {step} of attempt {fence}", reached, 200)
 
     def wait_end(self, job_id: str) -> RemoteJob:
-        job = self.client.wait(job_id, timeout_s=150, poll_s=0.2)
+        job = self.client.wait(job_id, timeout_s=250, poll_s=0.2)
         assert job.state in {State.SUCCEEDED, State.CANCELLED}, (job.state, job.reason, self.driver_log(job_id))
         return job
 
