@@ -44,7 +44,7 @@ if ROOT not in sys.path:
 
 
 OWN_LANE = ("ray", "service", "page")
-"""Directories of tests that start Ray, a service or a browser, and wait for them: two at a time, since more are slow."""
+"""Directories of tests that start Ray, a service or a browser, and wait for them: two at a time, as more are slow."""
 LANES = {"lane_ray": ("ray", "contracts"), "lane_service": ("ray", "service", "page")}
 """Where each lane has its tests: to collect all others as well would take ten seconds."""
 LANE_TIMEOUT_S = 450
