@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,9 +118,9 @@ class PhaseInProgress:
         held = [tensor for tensor in self.learner.state_dict().values() if tensor.is_floating_point()]
         if bool(nn.utils.get_total_norm(held).isfinite()):
             return True
-        # The squares alone may have been too large; and a buffer may be infinite on purpose, as a mask is.
+        # The squares alone may have been too large; and a buffer may be minus infinity on purpose, as a mask is.
         weights = all(bool(tensor.isfinite().all()) for tensor in self.learner.parameters())
-        return weights and not any(bool(tensor.isnan().any()) for tensor in held)
+        return weights and all(bool((tensor < math.inf).all()) for tensor in held)
 
     def clear_gradients(self) -> None:
         """Of all that is trained; what is frozen has none."""

@@ -301,5 +301,6 @@ def test_large_weights_are_finite_and_buffers_count() -> None:
     assert work.is_finite, "though its square is not"
     work.learner["other"].register_buffer("mask", torch.tensor([0.0, float("-inf")]))
     assert work.is_finite, "on purpose"
-    work.learner["other"].register_buffer("seen", torch.tensor([0.0, float("nan")]))
-    assert not work.is_finite
+    for wrong in ("nan", "inf"):
+        work.learner["other"].register_buffer("seen", torch.tensor([0.0, float(wrong)]))
+        assert not work.is_finite
