@@ -10,12 +10,12 @@ import argparse
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from cluster.attach import NoCluster, attach
 from codistill.run_dir import RunDir, StorageError
+from codistill.signals import noting
 from codistill.spec_errors import SpecError
 from codistill.spec_files import load_spec
 
@@ -74,24 +74,6 @@ def drive(run: RunDir, fence: int, say: Callable[[str], None]) -> int:
     reason = result["reason"]
     say(f"{run.job_id}: {result['outcome']}" + (f": {reason['message']}" if reason else ""))
     return 0
-
-
-ECHO_S = 0.5
-"""Signals that come sooner after one are the same: `timeout` sends its own to its child and to the whole group."""
-
-
-def noting(signals: list[int], clock: Callable[[], float] = time.monotonic) -> Callable[[int, object], None]:
-    """A signal handler that adds to `signals`."""
-    last = float("-inf")
-
-    def note(number: int, _frame: object) -> None:
-        nonlocal last
-        now = clock()
-        if now - last >= ECHO_S:
-            signals.append(number)
-        last = now
-
-    return note
 
 
 class Speaker:

@@ -1,8 +1,8 @@
 """Ray Train 2.60 without what a replica does not use.
 
-Start-up is mostly processes importing Ray, and each keeps 200 MB from then on; so a run has those it needs: controller
-and workers, and the synchronisation actor where there are several workers. (Two replicas on two cores reach their first
-step in half the time.)
+Start-up is mostly processes importing Ray, and each keeps its memory from then on; so a run has those it needs:
+controller and workers, and the synchronisation actor where there are several workers. (Two replicas on two cores reach
+their first step in half the time.)
 """
 
 from __future__ import annotations

@@ -19,14 +19,13 @@ from codistill.processes import ReplicaProcesses
 from codistill.progress import progress_lines
 from codistill.restarts import Failure, GiveUp, Retry, after_failure
 from codistill.run_dir import RunDir, read_json
+from codistill.signals import noting
 from codistill.spec import Arm, JobSpec, replica_name
 
 POLL_S = 0.1
 PROGRESS_S = 2.0
 KILL_AFTER_S = 25.0
 """Time for a last checkpoint after a stop was asked for."""
-ECHO_S = 0.5
-"""Signals that come sooner after the first are the same one: `timeout` sends it to its child and to the whole group."""
 
 
 @dataclass
@@ -53,7 +52,7 @@ class Supervisor:
         self._began = self._arm_began = time.monotonic()
         self._next_progress = self._began + PROGRESS_S
         self._unstarted: set[str] = set()
-        self._signals: list[float] = []
+        self._signals: list[int] = []
         self._stop_since: float | None = None
         self._reason: Reason | None = None
 
@@ -109,7 +108,7 @@ class Supervisor:
     def _end_what_does_not_stop(self, children: Sequence[Child]) -> None:
         if self._stop_since is None:
             return
-        if self._signals and self._signals[-1] - self._signals[0] > ECHO_S:
+        if len(self._signals) > 1:
             why = "killed at a second signal"
         elif time.monotonic() - self._stop_since > KILL_AFTER_S:
             why = f"killed, since it had not stopped {KILL_AFTER_S:g} s after it was asked to"
@@ -170,12 +169,9 @@ class Supervisor:
 
 
 @contextmanager
-def _noting_signals(at: list[float]) -> Generator[None]:
-    """Within it, Ctrl-C and SIGTERM add the moment to `at` and do nothing else."""
-
-    def note(*_: object) -> None:
-        at.append(time.monotonic())
-
+def _noting_signals(signals: list[int]) -> Generator[None]:
+    """Within it, Ctrl-C and SIGTERM are added to `signals` and do nothing else."""
+    note = noting(signals)
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

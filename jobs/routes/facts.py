@@ -50,5 +50,5 @@ def fact_routes(backend: Backend) -> APIRouter:
 
 @cache
 def _schema() -> dict[str, Any]:
-    # Always the same, and some 80 ms of a processor.
+    # Always the same, and slow to make.
     return JobSpec.model_json_schema()

@@ -44,7 +44,7 @@ def test_two_replicas_teach_each_other_through_the_object_store(tmp_path: Path) 
         assert (run.export(name) / "model.safetensors").exists()
     assert not (run.root / "exchange").exists()
     assert not (run.root / "ray").exists()
-    until(nothing_reserved, limit_s=20)
+    until(nothing_reserved, limit_s=10)
     assert replay(run, 0).first_difference is None
 
 
@@ -81,7 +81,7 @@ def test_killed_or_frozen_worker_comes_back_while_its_peer_trains_on(tmp_path: P
         entry = result["replicas"][name]
         assert entry["outcome"] == "cancelled"
         assert (run.checkpoints(name) / f"0001-{entry['steps']:012d}" / "manifest.json").exists()
-    until(nothing_reserved, limit_s=20)
+    until(nothing_reserved, limit_s=10)
     assert [result["replicas"][name]["incarnations"] for name in BOTH] == [1, 3]
     last = beat(run, "replica-0")
     assert (last["pid"], last["incarnation"]) == (peer["pid"], 0), "the peer is left alone"
@@ -176,4 +176,4 @@ def test_controls_follow_in_the_place_of_the_replicas_and_outlive_a_kill(tmp_pat
     for index, name in enumerate(entries):
         weights = load_file(run.export(name) / "model.safetensors")
         assert fingerprint(weights) == fingerprint(final_weights(alone, index))
-    until(nothing_reserved, limit_s=20)
+    until(nothing_reserved, limit_s=10)

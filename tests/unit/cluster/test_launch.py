@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cluster import launch
-from cluster.launch import Speaker, noting
+from cluster.launch import Speaker
+from codistill.signals import noting
 
 GOOD = '{"training": {"steps": 10}}'
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from codistill import supervise
+from codistill import signals, supervise
 from codistill.outcome import Reason, ReplicaOutcome
 from codistill.run_dir import write_json
 from codistill.supervise import Supervisor
@@ -60,7 +60,7 @@ def test_whoever_has_not_stopped_in_time_is_killed(supervised: Supervised, monke
 
 
 def test_a_second_signal_does_not_wait(supervised: Supervised, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervise, "ECHO_S", 0.2)
+    monkeypatch.setattr(signals, "ECHO_S", 0.2)
     began: list[float] = []
 
     def twice() -> None:
