@@ -90,9 +90,9 @@ def test_what_cannot_be_read_just_now_is_as_if_it_were_not_there(
     """As on NFS, where the file that another node has just replaced is stale."""
     run = new_run(tmp_path, small_spec())
     assert run.read_heartbeats(1) == {}
-    write_json(run.heartbeat(1, "replica-0"), {"step": 1})
-    run.heartbeat(1, "replica-1").mkdir(parents=True)
-    assert run.read_heartbeats(1) == {"replica-0": {"step": 1}}
+    run.heartbeat(1, "replica-0").mkdir(parents=True)
+    write_json(run.heartbeat(1, "replica-1"), {"step": 1})
+    assert run.read_heartbeats(1) == {"replica-1": {"step": 1}}, "and those after it are read"
     run.request_stop(1)
     assert run.stop_requested(1)
 
