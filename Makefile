@@ -9,7 +9,7 @@ LOCKED := $(PIP) --no-deps --require-hashes
 LOCK := UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
   --default-index https://pypi.org/simple --generate-hashes --no-annotate --no-emit-package torch -c constraints.txt pyproject.toml
 
-.PHONY: demo test lane-ray lane-service test-page test-postgres test-deploy lint lock bench methods evidence clean
+.PHONY: demo test test-page test-postgres test-deploy lint lock bench methods evidence clean
 .DEFAULT_GOAL := help
 
 help:
@@ -41,18 +41,11 @@ $(READY): $(RUNS) requirements/dev.lock
 demo: $(RUNS)
 	$(BIN)/codistill demo
 
-# Side by side what needs no more than a process; then two lanes at once, each one test after another: what shares a
-# cluster of Ray, and what starts a service or a cluster. Each waits for processes a good part of its time.
+# Side by side what needs no more than a process; then, two at a time, what starts Ray, a service or a browser and waits
+# for them a good part of its time.
 test: $(READY)
-	$(BIN)/python -m pytest -m "not alone" -n auto --maxprocesses 4 --dist worksteal
-	@echo "now, at the same time, what runs on Ray and what starts a service; each lane's output follows when it has ended"
-	@$(MAKE) --no-print-directory -j2 --output-sync=target lane-ray lane-service
-
-lane-ray: $(READY)
-	$(BIN)/python -m pytest -m lane_ray
-
-lane-service: $(READY)
-	$(BIN)/python -m pytest -m lane_service
+	$(BIN)/python -m pytest -m "not apart" -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -m apart -n 2 --dist loadgroup --no-loadscope-reorder
 
 # Debian's browser: the one that Playwright would fetch comes from outside the package registries.
 test-page: $(READY)

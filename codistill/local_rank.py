@@ -18,12 +18,14 @@ from multiprocessing import resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from codistill.compiler_absent import leave_out
 from codistill.run_dir import RunDir, write_json
 from codistill.spec import Arm, replica_name
 
-PRELOADED = ("codistill.replica", "torch._dynamo")
-"""What the fork server imports; the last is what torch's optimizers import in their first step. Neither asks whether
-there is a GPU: in a process that has, no fork could use one."""
+PRELOADED = ("codistill.replica",)
+"""What the fork server imports. It does not ask for a GPU: once a process has, no fork of it could use one."""
+PRELOADED_FOR_RANKS = (*PRELOADED, "torch._dynamo")
+"""Where ranks average their gradients, by what imports torch's compiler; one rank alone does without it."""
 
 GROUP_SIGNALS = {signal.SIGTERM, signal.SIGHUP}
 """What reaches a whole process group: from `timeout`, from whoever stops a shell's job, from a terminal that closes."""
@@ -49,7 +51,7 @@ class Rank:
 def start(rank: Rank) -> ForkServerProcess:
     """The process that trains as `rank`, begun. Raises `OSError` where none can be made."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    context.set_forkserver_preload(list(PRELOADED if rank.rendezvous is None else PRELOADED_FOR_RANKS))
     process = context.Process(target=_train, args=(rank,), name=replica_name(rank.index, rank.arm))
     resource_tracker.ensure_running()  # to start it would unblock SIGTERM
     # What ends a whole process group asks the replicas for a last checkpoint, through their supervisor. The fork
@@ -61,6 +63,7 @@ def start(rank: Rank) -> ForkServerProcess:
 
 def _train(rank: Rank) -> None:
     _become(rank)
+    leave_out()
     from codistill.exchange.transport import connect_files
     from codistill.ranks import ALONE, Ranks, join_group
     from codistill.replica import train_replica

@@ -1,13 +1,16 @@
 """What Serve's HTTP proxy is told to do before it looks at a request itself.
 
 Serve takes orders from headers: how long a request may take, and that it goes on when its sender has gone. Those are
-the operator's to give and not the sender's. Serve calls `middlewares` where its proxy's environment names it.
+the operator's to give and not the sender's. And what was answered a moment ago it may answer itself. Serve calls
+`middlewares` where its proxy's environment names it.
 """
 
 from __future__ import annotations
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from jobs.kept_answers import KeptAnswers
 
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 CALLBACK = "jobs.proxy.middlewares"
@@ -27,5 +30,5 @@ class WithoutOrders:
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve puts around its proxy."""
-    return [Middleware(WithoutOrders)]
+    """What Serve puts around its proxy, the outermost last."""
+    return [Middleware(KeptAnswers), Middleware(WithoutOrders)]

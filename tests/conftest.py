@@ -43,40 +43,38 @@ if ROOT not in sys.path:
     sys.path.insert(0, ROOT)
 
 
-OWN_LANE = ("ray", "service", "page")
+APART = ("ray", "service", "page")
 """Directories of tests that start Ray, a service or a browser, and wait for them: two at a time, as more are slow."""
-LANES = {"lane_ray": ("ray", "contracts"), "lane_service": ("ray", "service", "page")}
-"""Where each lane has its tests: to collect all others as well would take ten seconds."""
-LANE_TIMEOUT_S = 450
+APART_IN = (*APART, "contracts")
+"""Where all such tests are: to look for them elsewhere, too, would take ten seconds."""
+APART_TIMEOUT_S = 450
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With `-m lane_…` only what lies where that lane has its tests is looked at."""
-    directories = LANES.get(config.option.markexpr)
+    """With `-m apart` only the directories that have such tests are looked at."""
     inside = collection_path.relative_to(Path(__file__).parent).parts
-    return True if directories and inside and inside[0] not in directories else None
+    return True if config.option.markexpr == "apart" and inside and inside[0] not in APART_IN else None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is not to be run beside all other tests, and in which of the two lanes it is; others that are slow come
-    first."""
+    """Mark what is not to be run beside all other tests, and keep together what shares a service or a browser. What
+    takes long comes first, so that at the end nobody waits for it."""
     here = Path(__file__).parent
     for item in items:
         directory = item.path.relative_to(here).parts[0]
         if directory == "ray":
             item.add_marker("ray")
-        on_ray = item.get_closest_marker("ray")
-        if directory in OWN_LANE or on_ray:
-            item.add_marker("alone")
-            lane = "lane_ray" if on_ray and not item.get_closest_marker("own_cluster") else "lane_service"
-            if directory not in LANES[lane]:
-                raise pytest.UsageError(f"{item.nodeid} is of {lane}, whose tests are in {', '.join(LANES[lane])}")
-            item.add_marker(lane)
-            if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(LANE_TIMEOUT_S))
-    # Of tests side by side, the last to end should be short ones. Those in a lane stay together with their fixtures.
-    items.sort(key=lambda item: not item.get_closest_marker("slow") or bool(item.get_closest_marker("alone")))
+        if directory not in APART and not item.get_closest_marker("ray"):
+            continue
+        if directory not in APART_IN:
+            raise pytest.UsageError(f"{item.nodeid} needs Ray; such tests are in {', '.join(APART_IN)}")
+        item.add_marker("apart")
+        if directory in ("service", "page"):
+            item.add_marker(pytest.mark.xdist_group(directory))
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(APART_TIMEOUT_S))
+    items.sort(key=lambda item: (not item.get_closest_marker("xdist_group"), not item.get_closest_marker("slow")))
 
 
 def pytest_configure() -> None:
@@ -90,6 +88,16 @@ def pytest_report_header() -> str:
     from tests.stores import KIND
 
     return f"store of the service: {KIND}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Of a run of everything, here and not in those directories, which processes that run tests side by side look into
+    and the one that reports does not."""
+    from tests.left_out import lines
+
+    if config.args_source is config.ArgsSource.TESTPATHS:
+        for line in lines():
+            terminalreporter.write_line(line)
 
 
 def pytest_sessionfinish() -> None:

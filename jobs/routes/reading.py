@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 
 from codistill.spec import NAME_PATTERN
 from codistill.spec_errors import Problem
+from jobs.kept_answers import KEEP
 from jobs.problems import ApiProblem
 from jobs.queue import in_turn
 from jobs.routes import shapes
@@ -18,6 +19,8 @@ from jobs.status import RESERVING, State
 from jobs.store_terms import Filter
 from jobs.views import rfc3339
 
+SHOWN_MS = 500
+"""For which what is told of a job may be told again: its replicas tell of themselves no more often."""
 MAX_INTEGER = 2**63 - 1
 """What a database and a table can compare with."""
 
@@ -56,7 +59,7 @@ def reading_routes(backend: Backend) -> APIRouter:
     @router.get("/jobs/{job_id}", response_model=shapes.Job)
     def show(job_id: str, caller: Reader) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         """Everything known about a job."""
-        return JSONResponse(backend.show(backend.find(caller, job_id)))
+        return JSONResponse(backend.show(backend.find(caller, job_id)), headers={KEEP: str(SHOWN_MS)})
 
     @router.get("/queue", response_model=shapes.Queue)
     def queue(caller: Reader) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]

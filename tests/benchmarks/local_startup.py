@@ -2,7 +2,7 @@
 
 Without Ray: from the start of `codistill.local` to the first completed step of the slowest replica. The limit is one
 process that imports torch and the library, which all replicas are forked from; the peer is as many processes that each
-import them, before any has read its data.
+import them, and what torch's optimizers import, before any has read its data.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from codistill.spec_errors import parse_spec
 from tests.benchmarks.report import interleaved, spread, table
 
 ROUNDS, REPLICAS = 5, (1, 2, 4)
-IMPORTS = "import codistill.replica, torch._dynamo"
+LIBRARY = "import codistill.replica"
+AND_OPTIMIZERS = "import codistill.replica, torch._dynamo"
 
 
 def main() -> None:
     for replicas in REPLICAS:
         taken = interleaved(
             {
-                "one process imports": lambda: importing(1),
-                f"processes: {replicas}, each imports": lambda replicas=replicas: importing(replicas),
+                "one process imports": lambda: importing(1, LIBRARY),
+                f"processes: {replicas}, each imports": lambda replicas=replicas: importing(replicas, AND_OPTIMIZERS),
                 f"replicas: {replicas}, to the first step of the last": lambda replicas=replicas: first_step_s(
                     replicas
                 ),
@@ -46,10 +47,10 @@ def main() -> None:
         )
 
 
-def importing(processes: int) -> float:
-    """Seconds until so many fresh interpreters have imported what a replica trains with."""
+def importing(processes: int, what: str) -> float:
+    """Seconds until so many fresh interpreters have imported it."""
     began = time.perf_counter()
-    started = [subprocess.Popen([sys.executable, "-P", "-c", IMPORTS]) for _ in range(processes)]
+    started = [subprocess.Popen([sys.executable, "-P", "-c", what]) for _ in range(processes)]
     for process in started:
         process.wait()
     return time.perf_counter() - began

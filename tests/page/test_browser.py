@@ -19,7 +19,7 @@ from codistill.outcome import ReplicaOutcome, attempt_result
 from codistill.run_dir import RunDir, write_json
 from jobs.callers import LOCAL, Scope
 from jobs.status import State
-from tests.page.conftest import CHROMIUM
+from tests.left_out import CHROMIUM
 from tests.page.place import Place
 from tests.unit.jobs.fakes import leave_checkpoints
 

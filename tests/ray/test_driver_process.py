@@ -74,7 +74,6 @@ def test_sigterm_is_answered_with_a_checkpoint_though_nobody_reads_the_output(ra
 
 
 @pytest.mark.slow
-@pytest.mark.own_cluster
 def test_replicas_on_two_nodes_hear_each_other(tmp_path: Path) -> None:
     """In a process of its own, since this one is attached to the shared cluster."""
     command = [sys.executable, "-m", "tests.ray.two_nodes", str(tmp_path)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from codistill.local_rank import PRELOADED
+from codistill.local_rank import PRELOADED_FOR_RANKS
 
 NO_TORCH = [
     "codistill", "codistill.spec", "codistill.spec_errors", "codistill.run_dir", "codistill.records",
@@ -44,7 +44,7 @@ def test_what_replicas_are_forked_from_asks_for_no_gpu() -> None:
 import torch
 def asked(*_, **__): raise AssertionError("the GPU was asked for")
 for name in {asks}: assert callable(getattr(torch.cuda, name)); setattr(torch.cuda, name, asked)
-import {", ".join(PRELOADED)}
+import {", ".join(PRELOADED_FOR_RANKS)}
 """
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
