@@ -45,7 +45,7 @@ demo: $(RUNS)
 # for them a good part of its time.
 test: $(READY)
 	$(BIN)/python -m pytest -m "not apart" -n auto --maxprocesses 4 --dist worksteal
-	$(BIN)/python -m pytest -m apart -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -m apart -n 2 --no-loadscope-reorder
 
 # Debian's browser: the one that Playwright would fetch comes from outside the package registries.
 test-page: $(READY)

@@ -58,8 +58,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is not to be run beside all other tests, and keep together what shares a service or a browser. What
-    takes long comes first, so that at the end nobody waits for it."""
+    """Mark what is not to be run beside all other tests. What takes long comes first, so that at the end nobody waits
+    for it."""
     here = Path(__file__).parent
     for item in items:
         directory = item.path.relative_to(here).parts[0]
@@ -70,11 +70,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if directory not in APART_IN:
             raise pytest.UsageError(f"{item.nodeid} needs Ray; such tests are in {', '.join(APART_IN)}")
         item.add_marker("apart")
-        if directory in ("service", "page"):
-            item.add_marker(pytest.mark.xdist_group(directory))
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(APART_TIMEOUT_S))
-    items.sort(key=lambda item: (not item.get_closest_marker("xdist_group"), not item.get_closest_marker("slow")))
+    items.sort(key=lambda item: (shares(item.nodeid) is None, not item.get_closest_marker("slow")))
+
+
+def shares(nodeid: str) -> str | None:
+    """The directory whose tests share a service or a browser, where a test is one of them."""
+    directory = Path(nodeid).parts[1]
+    return directory if directory in ("service", "page") else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-m apart` those stay in one process, and each other test goes to whichever is free. xdist's own `loadgroup`
+    does not see groups in pytest 9.2."""
+    if config.option.markexpr != "apart":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return shares(nodeid) or nodeid
+
+    return Together(config, log)
 
 
 def pytest_configure() -> None:
