@@ -3,7 +3,9 @@
 Those who wait for a job ask for it several times a second, and each answer takes processor time of three processes. A
 route says by the header `KEEP` for how long its answer may serve others; Serve's proxy takes the header off and keeps
 it. What is asked has to be the same to the byte, all headers and so the token included: nobody gets what was made for
-somebody else. Who changes something through the same proxy drops all that is kept, and so reads what they wrote.
+somebody else. All that is kept is dropped when somebody changes something through the same proxy, who then reads what
+they wrote; and with each part of a stream, so that nobody hears an event there and then reads what was before it. Who
+wants it anew says `Cache-Control: no-cache`, as a browser does for the page.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 KEEP = "codistill-keep-ms"
 """Milliseconds, from the beginning of the request."""
 UNCHANGING = frozenset({"GET", "HEAD", "OPTIONS"})
+ANEW = frozenset({b"no-cache", b"no-store"})
+"""Of `Cache-Control`."""
 MOST_ANSWERS, MOST_BYTES = 256, 2**18
 
 Asked = tuple[bytes, bytes, tuple[tuple[bytes, bytes], ...]]
@@ -54,7 +58,7 @@ class KeptAnswers:
         asked = (scope["raw_path"], scope["query_string"], tuple((name, value) for name, value in scope["headers"]))
         now_s, changes = self._clock_s(), self._changes
         kept = self._kept.get(asked)
-        if kept is not None and now_s < kept.until_s:
+        if kept is not None and now_s < kept.until_s and not wants_anew(scope):
             await send(copied(kept.start))
             await send(dict(kept.body))
             return
@@ -66,11 +70,11 @@ class KeptAnswers:
             if message["type"] == "http.response.start":
                 message, keep_s = without_keep(message)
                 start = copied(message)
-            else:
-                whole = not message.get("more_body", False) and len(message.get("body", b"")) <= MOST_BYTES
-                if keep_s > 0 and whole and changes == self._changes:
-                    self._keep(asked, Answer(start, dict(message), now_s + keep_s))
+            elif message.get("more_body", False):
                 keep_s = 0.0
+                self._forget()
+            elif keep_s > 0 and changes == self._changes and len(message.get("body", b"")) <= MOST_BYTES:
+                self._keep(asked, Answer(start, dict(message), now_s + keep_s))
             await send(message)
 
         await self._app(scope, receive, pass_on)
@@ -96,6 +100,12 @@ class KeptAnswers:
     def _forget(self) -> None:
         self._changes += 1
         self._kept.clear()
+
+
+def wants_anew(scope: Scope) -> bool:
+    """Whether the sender says so."""
+    said = [value for name, value in scope["headers"] if name == b"cache-control"]
+    return any(word.strip().lower() in ANEW for value in said for word in value.split(b","))
 
 
 def copied(start: Message) -> Message:

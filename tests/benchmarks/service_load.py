@@ -14,7 +14,6 @@ import subprocess
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -117,8 +116,8 @@ def polled_by_tokens(service: Service, job: str, tokens: Sequence[str], anew: bo
 
 
 def show(http: httpx2.Client, service: Service, job: str, token: str, anew: bool) -> int:
-    """The status of an answer to one poll, 200 or 429; with a request id of its own it is not what was told before."""
-    headers = {"Authorization": f"Bearer {token}"} | ({"X-Request-Id": uuid.uuid4().hex} if anew else {})
+    """The status of an answer to one poll, 200 or 429."""
+    headers = {"Authorization": f"Bearer {token}"} | ({"Cache-Control": "no-cache"} if anew else {})
     answer = http.get(f"{service.client.url}/api/v1/jobs/{job}", headers=headers)
     if answer.status_code not in {200, 429}:
         raise RuntimeError(f"a poll was answered {answer.status_code}: {answer.text}")

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import httpx2
 
 from codistill.run_dir import RunDir
 from codistill.spec import JobSpec
@@ -88,9 +90,18 @@ class Service:
     def run_of(self, job_id: str) -> RunDir:
         return RunDir(self.home / "runs", job_id)
 
+    def look(self, job_id: str) -> RemoteJob:
+        """As it is now: a poll may be told what was half a second ago, and some states are shorter."""
+        return RemoteJob.from_json(self.poll(job_id, {"Cache-Control": "no-cache"}).json())
+
+    def poll(self, job_id: str, headers: Mapping[str, str]) -> httpx2.Response:
+        """The whole answer."""
+        url = f"{self.client.url}/api/v1/jobs/{job_id}"
+        return httpx2.get(url, headers=dict(headers), timeout=30).raise_for_status()
+
     def wait_state(self, job_id: str, state: State, timeout_s: float = 200) -> RemoteJob:
         def reached() -> RemoteJob | None:
-            job = self.client.show(job_id)
+            job = self.look(job_id)
             assert not job.ended or job.state is state, (job.state, job.reason, self.driver_log(job_id))
             return job if job.state is state else None
 

@@ -22,7 +22,7 @@ Reached = Callable[[Service, str], Any]
 
 
 def state_is(state: State) -> Reached:
-    return lambda service, job: service.client.show(job).state is state
+    return lambda service, job: service.look(job).state is state
 
 
 def beats(service: Service, job: str) -> list[dict[str, Any]]:
@@ -56,10 +56,10 @@ def finishing(service: Service, job: str) -> bool:
 
 def recovering(service: Service, job: str) -> bool:
     """Its driver is killed once it trains."""
-    if service.client.show(job).state is State.RUNNING:
+    if service.look(job).state is State.RUNNING:
         os.kill(service.driver_pid(job, 1), signal.SIGKILL)
-        until("the loss is seen", lambda: service.client.show(job).state is not State.RUNNING, 20)
-    return service.client.show(job).state is State.RECOVERING
+        until("the loss is seen", lambda: service.look(job).state is not State.RUNNING, 20)
+    return service.look(job).state is State.RECOVERING
 
 
 @pytest.mark.parametrize(

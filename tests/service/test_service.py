@@ -15,6 +15,7 @@ from codistill import records
 from codistill.price import PROCESS_BYTES
 from codistill.records import METRICS, Recorder
 from codistill.run_dir import RunDir, read_json
+from jobs.kept_answers import KEEP
 from jobs.status import State
 from tests.service.running import Service, lives, spec_of, title, until
 
@@ -44,6 +45,22 @@ def test_a_job_from_post_to_its_model(service: Service) -> None:
     assert "succeeded" in service.client.logs(job_id, replica="driver")[0]
     for replica in ("replica-0", "replica-1"):
         assert (service.run_of(job_id).export(replica) / "model.safetensors").exists()
+
+
+def test_polls_that_follow_closely_are_answered_by_the_proxy(service: Service) -> None:
+    job_id = service.client.submit(spec_of("polled", 10**6, replicas={"count": 2, "cpus": 1.0})).id
+
+    def request_id(headers: dict[str, str]) -> str:
+        answer = service.poll(job_id, headers)
+        assert KEEP not in answer.headers
+        return answer.headers["x-request-id"]
+
+    anew = {"Cache-Control": "no-cache"}
+    until("two have one answer", lambda: request_id({}) == request_id({}), 10)
+    assert request_id(anew) != request_id(anew)
+    service.client.cancel(job_id)
+    assert service.client.show(job_id).state in {State.CANCELLING, State.CANCELLED}
+    assert service.wait_end(job_id).state is State.CANCELLED
 
 
 def test_what_is_started_is_guarded(service: Service) -> None:

@@ -87,6 +87,18 @@ def test_what_is_large_or_comes_in_parts_is_passed_on_alone(http: TestClient, ap
     assert app.asked == 2
 
 
+@pytest.mark.parametrize("said", ["no-cache", "No-Store", "max-age=0, no-cache"])
+def test_who_wants_it_anew_gets_it(http: TestClient, said: str) -> None:
+    assert [http.get("/job", headers={"Cache-Control": said}).text for _ in range(2)] == ["1", "2"]
+
+
+def test_what_comes_in_parts_may_tell_something_new(http: TestClient) -> None:
+    """An event that the job has ended: whoever then asks for the job is not told that it runs."""
+    http.get("/job")
+    http.get("/parts")
+    assert http.get("/job").text == "3"
+
+
 @pytest.mark.parametrize(("status", "headers"), [(200, {}), (404, FOR_HALF_A_SECOND), (503, FOR_HALF_A_SECOND)])
 def test_neither_errors_nor_what_says_nothing_are_kept(
     http: TestClient, app: Counting, status: int, headers: dict[str, str]
