@@ -149,6 +149,8 @@ def _start_once(home: Path, head: Head, size: HeadSize) -> str | None:
         "num-cpus": f"{size.cpus:g}",
         "object-store-memory": size.object_store_bytes,
         "temp-dir": head.temp_dir,
+        # It would read all logs ten times a second, for drivers that print what workers say; ours do not.
+        "include-log-monitor": False,
         **({} if size.gpus is None else {"num-gpus": f"{size.gpus:g}"}),
     }
     command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"]

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 
@@ -20,6 +27,34 @@ Divergence = Literal["cross_entropy", "kl", "reverse_kl", "logit_regression"]
 class Spec(BaseModel):
     """Base of every configuration type: frozen, strictly typed, closed."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """With the docstrings of the fields. Pydantic could read them when it makes a type, which takes as long as all
+        else about it; but nothing wants them except the schema."""
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for name, docstring in docstrings_of(cls).items():
+            properties[name].setdefault("description", docstring)
+        return schema
+
+
+def docstrings_of(cls: type[BaseModel]) -> dict[str, str]:
+    """Of the fields of a type, those that have one."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, BaseModel) and base.__module__ != BaseModel.__module__:
+            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+            assert isinstance(definition, ast.ClassDef)
+            found |= dict(_documented(definition.body))
+    return {name: docstring for name, docstring in found.items() if name in cls.model_fields}
+
+
+def _documented(body: Sequence[ast.stmt]) -> Iterator[tuple[str, str]]:
+    for field, following in pairwise(body):
+        match field, following:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str() as docstring)):
+                yield name, inspect.cleandoc(docstring)
+            case _:
+                pass

@@ -58,7 +58,8 @@ def reading_routes(backend: Backend) -> APIRouter:
 
     @router.get("/jobs/{job_id}", response_model=shapes.Job)
     def show(job_id: str, caller: Reader) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        """Everything known about a job."""
+        """Everything known about a job; up to half a second ago, where the request does not say Cache-Control:
+        no-cache."""
         return JSONResponse(backend.show(backend.find(caller, job_id)), headers={KEEP: str(SHOWN_MS)})
 
     @router.get("/queue", response_model=shapes.Queue)

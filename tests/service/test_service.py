@@ -68,6 +68,7 @@ def test_what_is_started_is_guarded(service: Service) -> None:
     token = Path(service.head.token_path)
     assert token.stat().st_mode & 0o777 == 0o600
     assert (service.home / "service").stat().st_mode & 0o777 == 0o700
+    assert not [p for p in service.own_processes() if "log_monitor" in title(p.pid)], "nobody listens to it"
     import urllib.error
     import urllib.request
 
