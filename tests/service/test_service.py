@@ -17,7 +17,7 @@ from codistill.records import METRICS, Recorder
 from codistill.run_dir import RunDir, read_json
 from jobs.kept_answers import KEEP
 from jobs.status import State
-from tests.service.running import Service, lives, spec_of, title, until
+from tests.service.running import Service, lives, spec_of, title, until, words
 
 pytestmark = [pytest.mark.slow]
 
@@ -68,7 +68,9 @@ def test_what_is_started_is_guarded(service: Service) -> None:
     token = Path(service.head.token_path)
     assert token.stat().st_mode & 0o777 == 0o600
     assert (service.home / "service").stat().st_mode & 0o777 == 0o700
-    assert not [p for p in service.own_processes() if "log_monitor" in title(p.pid)], "nobody listens to it"
+    commands = [" ".join(words(process.pid)) for process in service.own_processes()]
+    assert any("gcs_server" in command for command in commands)
+    assert not any("log_monitor" in command for command in commands), "nobody listens to it"
     import urllib.error
     import urllib.request
 
