@@ -8,7 +8,6 @@ from typing import Any, assert_never, cast
 
 from cluster.decisions import MEMORY_REFUSED
 from cluster.transport import ObjectStoreTransport
-from codistill.compiler_absent import leave_out
 from codistill.exchange.transport import SnapshotScope, Transport, connect_files
 from codistill.run_dir import RunDir
 from codistill.spec import Arm, Exchange
@@ -22,7 +21,6 @@ def train(config: dict[str, str | int]) -> dict[str, Any]:
     """The train function: from `storage`, `data_home`, `job`, `fence`, `index`, `arm` and `namespace` to this
     replica's entry of `result.json`."""
     os.environ["CODISTILL_DATA"] = str(config["data_home"])
-    leave_out()
     from codistill.ranks import Ranks  # with torch, which the driver need not wait for
     from codistill.replica import train_replica
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from codistill.compiler_absent import compiler_absent
 from codistill.run_dir import RunDir, StorageError, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ def readable_in(run: RunDir, fence: int, replica: str) -> Callable[[str], bool]:
     return lambda name: int(name.split("-")[0]) == fence or name in inherited
 
 
+@compiler_absent()
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """An optimizer's state as tensors and JSON values."""
     state = optimizer.state_dict()
@@ -114,6 +116,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
     return tensors, {"scalars": scalars, "param_groups": state["param_groups"]}
 
 
+@compiler_absent()
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
 ) -> None:

@@ -1,29 +1,39 @@
-"""A process that compiles nothing, without torch's compiler.
+"""Optimizers of torch, without its compiler.
 
 For its first optimizer `torch.optim` imports `torch._dynamo`, only to say what a compiler is not to look into: more
-than a second of a processor and 70 MB of memory, of each replica and each time it starts. `leave_out` puts something in
-its place that takes those two messages. Whoever asks it for more gets the real one, which finds everything as if it had
-been there from the start. What is private to torch 2.13 is here; a later one that asks for other things gets the real
-one at once.
+than a second of a processor and 70 MB of memory, of each replica and each time it starts. Where nothing has imported it
+yet, something stands in its place that takes these two messages while an optimizer is made, makes a step, or tells or
+takes its state. Before and after that nothing is different: whoever compiles imports the real one, and torch tells it
+anew. What is private to torch 2.13 is here; a later one that says other things gets the real one at once.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 NAME = "torch._dynamo"
 TOLD = "__dynamo_disable"
 """Where torch keeps, on a function of its own, what the compiler answered about it."""
+_places = threading.Lock()
 
 
-def leave_out() -> None:
-    """Do without, in this process and until somebody compiles. For a process that is ours alone."""
-    if NAME not in sys.modules:
-        sys.modules[NAME] = _StandIn(NAME)
+@contextmanager
+def compiler_absent() -> Generator[None]:
+    """As a decorator: of a function that calls a torch optimizer, and compiles nothing."""
+    if NAME in sys.modules:
+        yield
+        return
+    stand_in = sys.modules[NAME] = _StandIn(NAME)
+    try:
+        yield
+    finally:
+        stand_in.leave()
 
 
 class _StandIn(ModuleType):
@@ -36,24 +46,23 @@ class _StandIn(ModuleType):
     def graph_break(self, msg: str = "") -> None:
         """Only what is being traced can be broken."""
 
-    def disable(self, fn: Callable[..., Any], recursive: bool = True, *, wrapping: bool = True, **more: Any) -> Any:
-        """`fn` as it is, where torch asks for its own functions and will ask again; others ask once."""
-        if wrapping:
-            return _real(self).disable(fn, recursive, **more)
+    def disable(self, fn: Callable[..., Any] | None = None, *given: Any, wrapping: bool = True, **more: Any) -> Any:
+        """`fn` as it is, where torch asks about its own functions; whoever else asks, in another thread, asks once."""
+        if fn is None or wrapping:
+            return self.real().disable(fn, *given, wrapping=wrapping, **more)
         self.left_alone.append(fn)
         return fn
 
     def __getattr__(self, name: str) -> Any:
-        # Whoever looks through all modules asks for __file__ and the like; whoever imports a part, for __path__.
-        if name.startswith("__") and name != "__path__":
-            raise AttributeError(name)
-        return getattr(_real(self), name)
+        return getattr(self.real(), name)
 
+    def real(self) -> ModuleType:
+        self.leave()
+        return importlib.import_module(NAME)
 
-def _real(stand_in: _StandIn) -> ModuleType:
-    if sys.modules.get(NAME) is stand_in:
-        del sys.modules[NAME]
-    real = importlib.import_module(NAME)
-    for function in stand_in.left_alone:
-        vars(function).pop(TOLD, None)
-    return real
+    def leave(self) -> None:
+        with _places:
+            if sys.modules.get(NAME) is self:
+                del sys.modules[NAME]
+        for function in self.left_alone:
+            vars(function).pop(TOLD, None)

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from codistill.batch import as_outputs
-from codistill.compiler_absent import leave_out
 from codistill.cost import PhaseCost, cost_of
 from codistill.exchange.predictions import form_of
 from codistill.exchange.weights import bytes_published
@@ -228,7 +227,6 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("spec", nargs="?", help="a .toml or .json file; - reads JSON from standard input")
     what.add_argument("--serve", action="store_true", help="answer line by line")
     given = parser.parse_args(arguments)
-    leave_out()
     if given.serve:
         answers = sys.stdout
         with redirect_stdout(sys.stderr):  # whatever a recipe prints is no answer

@@ -18,7 +18,6 @@ from multiprocessing import resource_tracker
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from codistill.compiler_absent import leave_out
 from codistill.run_dir import RunDir, write_json
 from codistill.spec import Arm, replica_name
 
@@ -63,7 +62,6 @@ def start(rank: Rank) -> ForkServerProcess:
 
 def _train(rank: Rank) -> None:
     _become(rank)
-    leave_out()
     from codistill.exchange.transport import connect_files
     from codistill.ranks import ALONE, Ranks, join_group
     from codistill.replica import train_replica

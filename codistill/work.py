@@ -14,6 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from codistill.checkpoint import pack_optimizer, unpack_optimizer
 from codistill.companion import Companion, Teacher
+from codistill.compiler_absent import compiler_absent
 from codistill.moving_average import MovingAverage
 from codistill.phase import Group, Learner, Phase, State
 
@@ -31,6 +32,7 @@ class OpenGroup:
     base_decays: list[float]
 
     @staticmethod
+    @compiler_absent()
     def of(group: Group, learner: Learner) -> OpenGroup:
         parameters = group.parameters(learner)
         optimizer = group.optimizer(list(parameters.values()))
@@ -43,6 +45,7 @@ class OpenGroup:
         """Whether the backward pass gave any of its parameters a gradient."""
         return any(parameter.grad is not None for parameter in self.parameters.values())
 
+    @compiler_absent()
     def step(self, step: int, scaler: GradScaler) -> None:
         """One optimizer step at the learning rate and weight decay that the schedules give for `step`."""
         scaler.unscale_(self.optimizer)

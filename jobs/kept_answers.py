@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,8 +24,8 @@ ANEW = frozenset({b"no-cache", b"no-store"})
 """Of `Cache-Control`."""
 MOST_ANSWERS, MOST_BYTES = 256, 2**18
 
-Asked = tuple[bytes, bytes, tuple[tuple[bytes, bytes], ...]]
-"""Path, query and headers of a GET."""
+Asked = tuple[str, bytes, bytes, tuple[tuple[bytes, bytes], ...]]
+"""Method, path, query and headers."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Answer:
 
 
 class KeptAnswers:
-    """The layer. What is longer than `MOST_BYTES`, or comes in parts, is not kept; of more than `MOST_ANSWERS` the
-    oldest go."""
+    """The layer. What is longer than `MOST_BYTES`, question included, or comes in parts, is not kept; of more than
+    `MOST_ANSWERS` the oldest go."""
 
     def __init__(self, app: ASGIApp, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._app, self._clock_s = app, clock_s
@@ -47,41 +47,46 @@ class KeptAnswers:
         self._changes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (scope["method"] in UNCHANGING and scope["method"] != "GET"):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif scope["method"] == "GET":
-            await self._get(scope, receive, send)
+        elif scope["method"] in UNCHANGING:
+            await self._read(scope, receive, send)
         else:
             await self._change(scope, receive, send)
 
-    async def _get(self, scope: Scope, receive: Receive, send: Send) -> None:
-        asked = (scope["raw_path"], scope["query_string"], tuple((name, value) for name, value in scope["headers"]))
+    async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = tuple((name, value) for name, value in scope["headers"])
+        asked = (scope["method"], scope["raw_path"], scope["query_string"], headers)
         now_s, changes = self._clock_s(), self._changes
         kept = self._kept.get(asked)
-        if kept is not None and now_s < kept.until_s and not wants_anew(scope):
+        if kept is not None and now_s < kept.until_s and not wants_anew(headers):
             await send(copied(kept.start))
             await send(dict(kept.body))
             return
         start: Message = {}
-        keep_s = 0.0
+        keep_s, in_parts = 0.0, False
 
         async def pass_on(message: Message) -> None:
-            nonlocal start, keep_s
+            nonlocal start, keep_s, in_parts
             if message["type"] == "http.response.start":
                 message, keep_s = without_keep(message)
                 start = copied(message)
-            elif message.get("more_body", False):
-                keep_s = 0.0
-                self._forget()
-            elif keep_s > 0 and changes == self._changes and len(message.get("body", b"")) <= MOST_BYTES:
-                self._keep(asked, Answer(start, dict(message), now_s + keep_s))
+            elif message["type"] == "http.response.body":
+                in_parts = in_parts or message.get("more_body", False)
+                if in_parts and tells_news(start):
+                    self._forget()
+                elif keep_s > 0 and not in_parts and changes == self._changes:
+                    self._keep(asked, Answer(start, dict(message), now_s + keep_s), now_s)
             await send(message)
 
         await self._app(scope, receive, pass_on)
 
-    def _keep(self, asked: Asked, answer: Answer) -> None:
-        self._kept[asked] = answer
-        self._kept.move_to_end(asked)
+    def _keep(self, asked: Asked, answer: Answer, now_s: float) -> None:
+        while self._kept and next(iter(self._kept.values())).until_s <= now_s:
+            self._kept.popitem(last=False)
+        if size_of(asked, answer) <= MOST_BYTES:
+            self._kept[asked] = answer
+            self._kept.move_to_end(asked)
         if len(self._kept) > MOST_ANSWERS:
             self._kept.popitem(last=False)
 
@@ -102,10 +107,22 @@ class KeptAnswers:
         self._kept.clear()
 
 
-def wants_anew(scope: Scope) -> bool:
+def wants_anew(headers: Sequence[tuple[bytes, bytes]]) -> bool:
     """Whether the sender says so."""
-    said = [value for name, value in scope["headers"] if name == b"cache-control"]
+    said = [value for name, value in headers if name == b"cache-control"]
     return any(word.strip().lower() in ANEW for value in said for word in value.split(b","))
+
+
+def tells_news(start: Message) -> bool:
+    """Whether what comes in parts is read as it comes: events, and a log that is followed."""
+    return any(name == b"content-type" and value.startswith(b"text/") for name, value in start["headers"])
+
+
+def size_of(asked: Asked, answer: Answer) -> int:
+    """In bytes, but for what Python takes beside."""
+    _, path, query, headers = asked
+    sent = sum(len(name) + len(value) for name, value in headers)
+    return len(path) + len(query) + sent + len(answer.body.get("body", b""))
 
 
 def copied(start: Message) -> Message:

@@ -77,15 +77,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def shares(nodeid: str) -> str | None:
     """The directory whose tests share a service or a browser, where a test is one of them."""
-    directory = Path(nodeid).parts[1]
-    return directory if directory in ("service", "page") else None
+    path = Path(nodeid.partition("::")[0])
+    return next((directory for directory in ("service", "page") if directory in path.parts), None)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With `-m apart` those stay in one process, and each other test goes to whichever is free. xdist's own `loadgroup`
     does not see groups in pytest 9.2."""
-    if config.option.markexpr != "apart":
+    if config.option.markexpr.split()[:1] != ["apart"]:
         return None
     from xdist.scheduler import LoadScopeScheduling
 
@@ -110,12 +110,13 @@ def pytest_report_header() -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Of a run of everything, here and not in those directories, which processes that run tests side by side look into
-    and the one that reports does not."""
+    """Here and not in those directories: where processes run tests side by side, the one that reports looks into
+    none."""
     from tests.left_out import lines
 
-    if config.args_source is config.ArgsSource.TESTPATHS:
-        for line in lines():
+    everything = config.args_source is config.ArgsSource.TESTPATHS
+    for directory, line in lines().items():
+        if everything or any(directory in Path(argument).parts for argument in config.args):
             terminalreporter.write_line(line)
 
 

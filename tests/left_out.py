@@ -19,10 +19,10 @@ MISSING = {
 """Of each directory of tests, what it would need and is not there."""
 
 
-def lines() -> list[str]:
-    """For the end of a run's report."""
-    return [
-        f"tests/{directory} was left out, without {', '.join(missing)}; `make test-{directory}` sets it up"
+def lines() -> dict[str, str]:
+    """Of each directory, for the end of a run's report."""
+    return {
+        directory: f"tests/{directory} was left out, without {', '.join(missing)}; `make test-{directory}` sets it up"
         for directory, missing in MISSING.items()
         if missing
-    ]
+    }

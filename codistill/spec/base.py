@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import textwrap
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -36,18 +38,21 @@ class Spec(BaseModel):
         schema = handler(core_schema)
         properties = handler.resolve_ref_schema(schema).get("properties", {})
         for name, docstring in docstrings_of(cls).items():
-            properties[name].setdefault("description", docstring)
+            if name in properties:
+                properties[name].setdefault("description", docstring)
         return schema
 
 
+@functools.cache
 def docstrings_of(cls: type[BaseModel]) -> dict[str, str]:
-    """Of the fields of a type, those that have one."""
+    """Of the fields of a type, those that have one; none of a type whose source is not there."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if issubclass(base, BaseModel) and base.__module__ != BaseModel.__module__:
-            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-            assert isinstance(definition, ast.ClassDef)
-            found |= dict(_documented(definition.body))
+            with suppress(OSError, TypeError):
+                (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+                assert isinstance(definition, ast.ClassDef)
+                found |= dict(_documented(definition.body))
     return {name: docstring for name, docstring in found.items() if name in cls.model_fields}
 
 

@@ -34,6 +34,7 @@ class Service:
         self.store_url = new_store(service_dir(home))
         self.port = heads.free_ports(1)[0]
         self.client = Client(f"http://127.0.0.1:{self.port}", timeout_s=30)
+        self._http = httpx2.Client(base_url=self.client.url, timeout=30, trust_env=False)
         self.log = home.parent / "serve.log"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -69,6 +70,7 @@ class Service:
             log.write("=== again ===\n")
 
     def down(self) -> subprocess.CompletedProcess[str]:
+        self._http.close()
         done = subprocess.run(
             self.command("down", "--yes"), capture_output=True, text=True, env=self.environment, check=False
         )
@@ -96,8 +98,7 @@ class Service:
 
     def poll(self, job_id: str, headers: Mapping[str, str]) -> httpx2.Response:
         """The whole answer."""
-        url = f"{self.client.url}/api/v1/jobs/{job_id}"
-        return httpx2.get(url, headers=dict(headers), timeout=30).raise_for_status()
+        return self._http.get(f"/api/v1/jobs/{job_id}", headers=dict(headers)).raise_for_status()
 
     def wait_state(self, job_id: str, state: State, timeout_s: float = 200) -> RemoteJob:
         def reached() -> RemoteJob | None:

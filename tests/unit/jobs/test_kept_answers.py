@@ -34,6 +34,8 @@ class Counting:
         match request.url.path:
             case "/parts":
                 return StreamingResponse(iter([b"one", b"two"]), headers=self.headers)
+            case "/events":
+                return StreamingResponse(iter([b"one"]), media_type="text/event-stream")
             case "/long":
                 return PlainTextResponse("x" * (MOST_BYTES + 1), headers=self.headers)
             case _:
@@ -92,11 +94,13 @@ def test_who_wants_it_anew_gets_it(http: TestClient, said: str) -> None:
     assert [http.get("/job", headers={"Cache-Control": said}).text for _ in range(2)] == ["1", "2"]
 
 
-def test_what_comes_in_parts_may_tell_something_new(http: TestClient) -> None:
+def test_a_stream_may_tell_something_new(http: TestClient) -> None:
     """An event that the job has ended: whoever then asks for the job is not told that it runs."""
     http.get("/job")
     http.get("/parts")
-    assert http.get("/job").text == "3"
+    assert http.get("/job").text == "1", "a download tells nothing"
+    http.get("/events")
+    assert http.get("/job").text == "4"
 
 
 @pytest.mark.parametrize(("status", "headers"), [(200, {}), (404, FOR_HALF_A_SECOND), (503, FOR_HALF_A_SECOND)])
@@ -115,10 +119,9 @@ def test_a_change_drops_all(http: TestClient, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
-def test_what_changes_nothing_drops_nothing_and_gets_nothing(http: TestClient, app: Counting, method: str) -> None:
+def test_what_changes_nothing_drops_nothing_and_is_another_question(http: TestClient, method: str) -> None:
     http.get("/job")
-    http.request(method, "/job")
-    assert app.asked == 2
+    assert KEEP not in http.request(method, "/job").headers
     assert http.get("/job").text == "1"
 
 
@@ -130,6 +133,13 @@ def test_only_so_many_are_kept(http: TestClient, app: Counting) -> None:
     assert app.asked == asked, "the second is the oldest that is kept"
     http.get("/job?0")
     assert app.asked == asked + 1
+
+
+def test_long_questions_are_not_kept_either(http: TestClient, app: Counting) -> None:
+    for headers in ({"X-Long": "x" * MOST_BYTES}, {"X-Long": "x" * (MOST_BYTES - 1000)}):
+        for _ in range(2):
+            http.get("/job", headers=headers)
+    assert app.asked == 3
 
 
 def test_what_was_asked_for_again_is_among_the_newest(http: TestClient, app: Counting, clock: Clock) -> None:
@@ -146,6 +156,16 @@ def test_what_was_asked_for_again_is_among_the_newest(http: TestClient, app: Cou
 def get(path: bytes = b"/job", method: str = "GET") -> dict[str, Any]:
     return {"type": "http", "method": method, "path": path.decode(), "raw_path": path, "query_string": b"",
             "headers": []}  # fmt: skip
+
+
+def test_what_is_over_is_let_go(app: Counting, clock: Clock) -> None:
+    """A token and what it asked for do not stay in memory."""
+    layer = KeptAnswers(app, clock)
+    http = TestClient(layer)
+    http.get("/job")
+    clock.now += 0.5
+    http.get("/other")
+    assert [path for _, path, *_ in layer._kept] == [b"/other"]  # pyright: ignore[reportPrivateUsage]
 
 
 def test_layers_around_may_change_what_they_are_given(app: Counting, clock: Clock) -> None:
@@ -234,7 +254,7 @@ def test_who_hears_that_a_change_is_made_reads_it_at_once(clock: Clock) -> None:
 def test_a_job_is_told_again_to_the_same_tenant_alone(tmp_path: Path) -> None:
     """The real routes, with tokens: whoever may not see it hears so, however often it was shown."""
     guarded = Guarded(tmp_path)
-    guarded.http = TestClient(KeptAnswers(guarded.app), "http://127.0.0.1")
+    guarded.http = TestClient(KeptAnswers(guarded.app, Clock(0.0)), "http://127.0.0.1")
     with guarded.http:
         path = f"/api/v1/jobs/{guarded.submit('ann')}"
         first, second = (guarded.ask("GET", path, guarded.tokens["ann"]) for _ in range(2))
