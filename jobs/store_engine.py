@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 import threading
 import time
@@ -12,6 +13,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -128,15 +131,28 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 # ---------------------------------------------------------------- the schema
 
 
-def migrate(engine: sa.Engine, to: str = "head") -> None:
-    """Bring the schema to its newest version, whole or not at all; of several openers one does it. Raises
-    `StoreError`."""
+def _config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("path_separator", "os")
+    return config
+
+
+@functools.cache
+def newest_revision() -> str | None:
+    """Of the schema, as this release has it."""
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def migrate(engine: sa.Engine, to: str = "head") -> None:
+    """Bring the schema to its newest version, whole or not at all; of several openers one does it. Raises
+    `StoreError`."""
+    config = _config()
     try:
         with _ALEMBIC, engine.execution_options(codistill_write=True).begin() as connection:
             wait_for(Turn.MIGRATE, connection)
+            if to == "head" and MigrationContext.configure(connection).get_current_revision() == newest_revision():
+                return
             config.attributes["connection"] = connection
             command.upgrade(config, to)
     except DBAPIError as error:

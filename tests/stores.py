@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +22,27 @@ _running: list[Postgres] = []
 
 
 def new_store(directory: Path) -> str:
-    """The URL of an empty store of the kind that was asked for; a file lies in `directory`."""
-    return sqlite_store(directory) if KIND == "sqlite" else shared_server().empty()
+    """The URL of a store without jobs of the kind that was asked for. A file lies in `directory`, and has its schema:
+    to make that takes longer than most tests."""
+    if KIND != "sqlite":
+        return shared_server().empty()
+    shutil.copyfile(_made_once(), directory / "jobs.db")
+    return sqlite_store(directory)
 
 
 def sqlite_store(directory: Path) -> str:
+    """The URL of a file in `directory`, which is made when it is opened."""
     return f"sqlite:///{directory / 'jobs.db'}"
+
+
+@functools.cache
+def _made_once() -> Path:
+    from jobs.store import Store
+
+    directory = Path(tempfile.mkdtemp(prefix="codistill-store-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    Store.open(sqlite_store(directory)).close()
+    return directory / "jobs.db"
 
 
 def shared_server() -> Postgres:

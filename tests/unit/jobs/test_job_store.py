@@ -270,6 +270,18 @@ def test_jobs_are_alike_that_have_succeeded_with_steps_of_the_same_kind(store: S
     assert [job.estimate for job in store.alike(like, owner="local", limit=9)] == [{"steps": 5}]
 
 
+def test_a_schema_that_is_the_newest_is_left_as_it_is(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process that opens the store would read all migrations for nothing."""
+    engine = make_engine(store_url)
+    migrate(engine)
+    monkeypatch.setattr("jobs.store_engine.command", None)
+    migrate(engine)
+    migrate(engine, "head")
+    with pytest.raises(AttributeError):
+        migrate(engine, "0001")
+    engine.dispose()
+
+
 def test_jobs_from_before_there_were_owners_are_kept(store_url: str) -> None:
     """With data in: what is new is filled in."""
     url = store_url

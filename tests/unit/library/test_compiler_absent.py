@@ -47,14 +47,8 @@ with compiler_absent():
     assert torch.equal(trained(), without)
 net(torch.ones(2, 4))
 assert len(graphs) == 1, "still compiled"
-""",
-    "a part": """
-import torch._dynamo.config
-from torch._dynamo import convert_frame
-assert torch._dynamo.config is convert_frame.config
-""",
-    "an optimizer's step": """
-optimizer = torch.optim.SGD(torch.nn.Linear(4, 3).parameters(), lr=0.1)
+
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
 @torch.compile(backend="eager")
 def step():
     optimizer.zero_grad()
@@ -62,6 +56,11 @@ def step():
 step()
 plain = torch.optim.Optimizer.zero_grad.__wrapped__
 assert plain.__dynamo_disable is not plain, "torch asked the real one"
+""",
+    "a part": """
+import torch._dynamo.config
+from torch._dynamo import convert_frame
+assert torch._dynamo.config is convert_frame.config
 """,
     "in the middle of it": """
 with compiler_absent():
