@@ -1,7 +1,7 @@
 """Optimizers of torch, without its compiler.
 
 For its first optimizer `torch.optim` imports `torch._dynamo`, only to say what a compiler is not to look into: more
-than a second of a processor and 70 MB of memory, of each replica and each time it starts. Where nothing has imported it
+than a second of a processor and much memory, of each replica and each time it starts. Where nothing has imported it
 yet, something stands in its place that takes these two messages while an optimizer is made, makes a step, or tells or
 takes its state. Before and after that nothing is different: whoever compiles imports the real one, and torch tells it
 anew. What is private to torch 2.13 is here; a later one that says other things gets the real one at once.

@@ -4,8 +4,8 @@ Those who wait for a job ask for it several times a second, and each answer take
 route says by the header `KEEP` for how long its answer may serve others; Serve's proxy takes the header off and keeps
 it. What is asked has to be the same to the byte, all headers and so the token included: nobody gets what was made for
 somebody else. All that is kept is dropped when somebody changes something through the same proxy, who then reads what
-they wrote; and with each part of a stream, so that nobody hears an event there and then reads what was before it. Who
-wants it anew says `Cache-Control: no-cache`, as a browser does for the page.
+they wrote; and with each part of events or of a log that is followed, so that nobody reads what was before what they
+heard there. Who wants it anew says `Cache-Control: no-cache`, as a browser does for the page.
 """
 
 from __future__ import annotations
