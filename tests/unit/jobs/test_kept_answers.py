@@ -33,7 +33,9 @@ class Counting:
     def response(self, request: Request) -> Response:
         match request.url.path:
             case "/parts":
-                return StreamingResponse(iter([b"one", b"two"]), headers=self.headers)
+                return StreamingResponse(
+                    iter([b"one", b"two"]), headers=self.headers, media_type="application/octet-stream"
+                )
             case "/events":
                 return StreamingResponse(iter([b"one"]), media_type="text/event-stream")
             case "/long":
